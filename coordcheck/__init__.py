@@ -1,0 +1,27 @@
+"""Coordinate checks with a verdict: did every activation and every update keep its size when the width changed?"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coordcheck.check import CoordCheck, coord_check
+    from coordcheck.record import Recorder
+    from coordcheck.verdict import Finding
+
+__all__ = ["CoordCheck", "Finding", "Recorder", "coord_check"]
+__version__ = version("coordcheck")
+
+_HOMES = {
+    "CoordCheck": "coordcheck.check",
+    "Finding": "coordcheck.verdict",
+    "Recorder": "coordcheck.record",
+    "coord_check": "coordcheck.check",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: ``coordcheck --help`` and stored reports need no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'coordcheck' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,340 @@
+"""What a check can be told: the schema of ``configs/`` as dataclasses, and the rules a value must keep.
+
+Hydra merges the YAML files into these classes, so a misspelt key or a wrong type fails with its full name.
+The files hold every value; the classes hold none, so there is one place to read. What a type cannot say is
+checked by :func:`validate`, before anything is built. This module imports neither torch nor pandas:
+``coordcheck --help`` must answer at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+KINDS = ("activation", "delta")
+
+
+class Parametrization(StrEnum):
+    """How init, multipliers and learning rates scale with width."""
+
+    mup = "mup"
+    sp = "sp"
+
+
+class Positions(StrEnum):
+    """Position embeddings of a model."""
+
+    learned = "learned"
+    none = "none"
+
+
+class Embedding(StrEnum):
+    """Whether the readout has its own weight or the embedding's."""
+
+    untied = "untied"
+    tied = "tied"
+    tied_rescaled = "tied_rescaled"
+
+
+class Init(StrEnum):
+    """How the readout is initialized."""
+
+    zero = "zero"
+    constant = "constant"
+    fan_in = "fan_in"
+
+
+class Optimizer(StrEnum):
+    """Which optimizer trains."""
+
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Source(StrEnum):
+    """Where tokens come from."""
+
+    stdlib = "stdlib"
+    file = "file"
+    tokens = "tokens"
+    zipf = "zipf"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; statistics are float32 in either case."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class ModelConfig:
+    """A transformer, all but its width."""
+
+    name: str
+    depth: int
+    head_size: int | None
+    heads: int | None
+    bias: bool
+    positions: Positions
+
+
+@dataclass
+class ParametrizationConfig:
+    """A parametrization."""
+
+    name: Parametrization
+
+
+@dataclass
+class EmbeddingConfig:
+    """Token and position embeddings."""
+
+    name: Embedding
+    std: float
+    position_std: float
+
+
+@dataclass
+class ReadoutConfig:
+    """The layer from width to vocabulary."""
+
+    name: Init
+    std: float | None
+    multiplier: float
+
+
+@dataclass
+class OptimizerConfig:
+    """An optimizer."""
+
+    name: Optimizer
+    lr: float
+    betas: list[float]
+    eps: float
+    momentum: float
+    weight_decay: float
+
+
+@dataclass
+class DataConfig:
+    """Token batches."""
+
+    name: Source
+    path: str | None
+    dtype: str
+    vocab_size: int
+    batch: int
+    context: int
+
+
+@dataclass
+class Tolerance:
+    """How far outside the expected range an interval may reach, per kind, in units of the exponent."""
+
+    explodes: dict[str, float]
+    vanishes: dict[str, float]
+
+
+@dataclass
+class GateConfig:
+    """What turns slopes into verdicts."""
+
+    expect: Parametrization
+    confidence: float
+    tolerance: Tolerance
+
+
+@dataclass
+class CheckConfig:
+    """One check of one cell."""
+
+    name: str
+    model: ModelConfig
+    parametrization: ParametrizationConfig
+    embedding: EmbeddingConfig
+    readout: ReadoutConfig
+    optimizer: OptimizerConfig
+    data: DataConfig
+    gate: GateConfig
+    widths: list[int]
+    base_width: int
+    seeds: int
+    steps: int
+    kinds: list[str]
+    modules: list[str] | None
+    control: bool
+    device: str
+    precision: Precision
+    workers: int | None
+    resume: bool
+    runs: str
+    plots: str | None
+
+
+def register_schema() -> None:
+    """Tells Hydra the schema, under the name that ``configs/check.yaml`` lists first."""
+    ConfigStore.instance().store(name="check_schema", node=CheckConfig)
+
+
+def load(overrides: Sequence[str] = ()) -> CheckConfig:
+    """The configuration that ``coordcheck OVERRIDES`` runs.
+
+    Args:
+        overrides: Hydra overrides, for example ``["embedding=tied", "widths=[64,128,256]"]``.
+
+    Raises:
+        ValueError: if an override names an unknown key or option, or breaks a rule of :func:`validate`.
+
+    >>> load(["readout=constant"]).readout.name.value
+    'constant'
+    """
+    register_schema()
+    try:
+        with initialize_config_module("coordcheck.configs", version_base="1.3"):
+            return from_hydra(compose("check", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"overrides {list(overrides)}: {error}") from error
+
+
+def from_hydra(merged: DictConfig) -> CheckConfig:
+    """Turns Hydra's merged configuration into the dataclasses and checks their values.
+
+    Raises:
+        ValueError: see :func:`validate`.
+    """
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, CheckConfig)
+    validate(config)
+    return config
+
+
+def default_gate() -> GateConfig:
+    """The gate of ``configs/gate/default.yaml``."""
+    text = files("coordcheck.configs").joinpath("gate/default.yaml").read_text()
+    return gate_from(OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def gate_from(values: Any) -> GateConfig:
+    """A gate from plain values, for example those that a check stored.
+
+    Raises:
+        ValueError: if a key is unknown or a value has the wrong type.
+    """
+    try:
+        gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), values))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"`gate` does not fit its schema: {error}") from error
+    assert isinstance(gate, GateConfig)
+    return gate
+
+
+def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: Sequence[str]) -> None:
+    """Checks what every check needs, whoever builds the model.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if len(set(widths)) < 3 or len(set(widths)) < len(widths) or min(widths) < 1:
+        raise ValueError(
+            f"`widths` needs at least 3 distinct positive values to fit a slope with an interval; got "
+            f"{list(widths)}. For example widths=[64,128,256]."
+        )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` needs distinct seeds, at least one; got {list(seeds)}. For example seeds=5.")
+    if steps < 1:
+        raise ValueError(f"`steps` counts recorded forward passes and is at least 1; got {steps}. For example steps=4.")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(
+            f"`kinds` is a selection of {list(KINDS)}; got {list(kinds)}. For example kinds=[activation,delta]."
+        )
+
+
+def head_count(model: ModelConfig, width: int) -> int:
+    """Number of attention heads at `width`.
+
+    Raises:
+        ValueError: if the heads do not divide the width, or not exactly one of `heads`, `head_size` is given.
+    """
+    if (model.heads is None) == (model.head_size is None):
+        raise ValueError(
+            f"give one of `model.heads` (a fixed count of growing heads) and `model.head_size` (a growing count "
+            f"of fixed heads) and set the other to null; got heads={model.heads}, head_size={model.head_size}. "
+            f"For example model.heads=4 model.head_size=null."
+        )
+    name, divisor = ("heads", model.heads) if model.heads is not None else ("head_size", model.head_size)
+    assert divisor is not None
+    if divisor < 1 or width % divisor:
+        raise ValueError(
+            f"`model.{name}` must divide every width and base_width; {divisor} does not divide {width}. "
+            f"For example widths=[64,128,256] model.{name}=16."
+        )
+    return width // divisor if name == "head_size" else divisor
+
+
+def validate(config: CheckConfig) -> None:
+    """Checks the rules that types do not express, before anything is built.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    check_axes(config.widths, range(config.seeds), config.steps, config.kinds)
+    if config.model.name != "gpt":
+        raise ValueError(f"`model.name` is one of ['gpt']; got {config.model.name!r}. For example model=gpt.")
+    for width in (*config.widths, config.base_width):
+        head_count(config.model, width)
+    positive = {
+        "base_width": config.base_width,
+        "model.depth": config.model.depth,
+        "data.batch": config.data.batch,
+        "data.context": config.data.context,
+        "data.vocab_size": config.data.vocab_size,
+        "workers": 1 if config.workers is None else config.workers,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"`{name}` is at least 1; got {value}. For example {name}=64.")
+    spreads = {
+        "embedding.std": config.embedding.std,
+        "embedding.position_std": config.embedding.position_std,
+        "readout.std": config.readout.std or 0.0,
+        "optimizer.lr": config.optimizer.lr,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+    }
+    for name, size in spreads.items():
+        if not 0 <= size < float("inf"):
+            raise ValueError(f"`{name}` is a finite number, zero or more; got {size}. For example {name}=0.01.")
+    if not 0 < config.gate.confidence < 1:
+        raise ValueError(
+            f"`gate.confidence` lies between 0 and 1; got {config.gate.confidence}. For example gate.confidence=0.95."
+        )
+    for name in config.gate.tolerance.explodes.keys() | config.gate.tolerance.vanishes.keys():
+        if name not in KINDS:
+            raise ValueError(f"`gate.tolerance` is keyed by kind, one of {list(KINDS)}; got {name!r}.")
+    check_tied_zero(config)
+
+
+def check_tied_zero(config: CheckConfig) -> None:
+    """A tied readout that starts at zero is a zero embedding: only positions can make the model's input non-zero.
+
+    Raises:
+        ValueError: if there are no positions either, for then every activation and every gradient is zero.
+    """
+    without_positions = config.model.positions == Positions.none or config.embedding.position_std == 0
+    tied = config.embedding.name != Embedding.untied
+    if tied and config.readout.name == Init.zero and without_positions:
+        raise ValueError(
+            f"embedding={config.embedding.name} readout=zero makes the shared embedding zero, so `model.positions` "
+            f"must be learned with a non-zero `embedding.position_std`; got positions={config.model.positions}, "
+            f"position_std={config.embedding.position_std}. For example "
+            f"model.positions=learned embedding.position_std=1."
+        )

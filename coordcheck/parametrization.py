@@ -1,0 +1,75 @@
+"""Roles of parameters from how their shapes change with width, and mup's base shapes.
+
+What a parametrization does to the readout's multiplier is in :mod:`coordcheck.models.layers`, to the
+initialization in :mod:`coordcheck.initialize`, to the learning rates in :mod:`coordcheck.optim`.
+"""
+
+from collections.abc import Mapping
+
+from mup.infshape import InfShape
+from mup.shape import zip_infshapes
+from torch import Size, nn
+from torch.nn.modules.conv import _ConvNd
+
+Shapes = dict[str, Size]
+
+
+def shapes(model: nn.Module) -> Shapes:
+    """The shape of every parameter under every one of its names, tied ones included."""
+    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def infshapes(narrow: Shapes, wide: Shapes) -> dict[str, InfShape]:
+    """Mup's InfShape per parameter name: a dimension that differs between two widths is infinite.
+
+    Raises:
+        ValueError: if the names differ, or nothing grows.
+    """
+    if narrow.keys() != wide.keys():
+        raise ValueError(
+            "a model must have the same parameter names at every width; these are not in both of two widths: "
+            f"{sorted(narrow.keys() ^ wide.keys())}. For example, scale the size of layers, not their number."
+        )
+    result: dict[str, InfShape] = zip_infshapes(narrow, wide)
+    if not any(shape.ninf() for shape in result.values()):
+        raise ValueError(
+            "no parameter's shape changes with width: `build` must return a wider model for a larger width. "
+            "For example build=lambda width: nn.Linear(16, width)."
+        )
+    return result
+
+
+def parameter_role(module: nn.Module, infshape: InfShape) -> str:
+    """The role of a parameter that `module` owns.
+
+    A matrix with one infinite dimension is an input if that is its fan-out and a readout if it is its fan-in.
+    ``nn.Linear`` and convolutions store the fan-out first; embeddings, Hugging Face's Conv1D and plain
+    parameters (a class token, learned positions) store it last.
+
+    Returns:
+        "input", "hidden", "readout", "vector" or "fixed", as in Tensor Programs V (arXiv 2203.03466), table 3.
+    """
+    if infshape.ninf() == 0:
+        return "fixed"
+    if len(infshape) == 1:
+        return "vector"
+    if infshape.ninf() > 1:
+        return "hidden"
+    fan_out = infshape[0] if isinstance(module, nn.Linear | nn.Bilinear | _ConvNd) else infshape[-1]
+    return "input" if fan_out.isinf() else "readout"
+
+
+def roles(model: nn.Module, infshapes: Mapping[str, InfShape]) -> dict[str, str]:
+    """The role of every parameter, by each of its names; a tied one has one role per place."""
+    owners = dict(model.named_modules())
+    return {name: parameter_role(owners[name.rpartition(".")[0]], shape) for name, shape in infshapes.items()}
+
+
+def attached_roles(model: nn.Module) -> dict[str, str]:
+    """Roles from the ``infshape`` that ``mup.set_base_shapes`` attached; none for a parameter without one."""
+    found = {
+        name: parameter.infshape
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if hasattr(parameter, "infshape")
+    }
+    return roles(model, found) if len(found) == len(shapes(model)) else {}

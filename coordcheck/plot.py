@@ -1,0 +1,282 @@
+"""Figures of slopes and records that were computed elsewhere: nothing is fitted here.
+
+Colours are those of ``viridis`` (depth) and ``PuOr`` (deviation from the expected slope), which people with any
+common colour blindness can tell apart; verdicts are also marked by a sign and a word.
+"""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+from coordcheck.slopes import cell_columns, sizes
+from coordcheck.storage import write_atomically
+from coordcheck.verdict import FAILURES, worst_first
+
+if TYPE_CHECKING:
+    from coordcheck.check import CoordCheck
+
+VERDICT_COLOURS = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00", "error": "#555555"}
+MARKS = {"explodes": "▲", "vanishes": "▼", "dead": "∅", "nonfinite": "✕", "inconclusive": "?", "pass": ""}
+MEANINGS = "▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive"
+MAX_PANELS = 4
+LABELLED = 3
+MAX_DEVIATION = 1.0
+SMALL = 7
+
+
+def save_figure(figure: Figure, path: Path, config: Mapping[str, Any]) -> None:
+    """Writes a PNG atomically, with the configuration as JSON in its metadata ("Description")."""
+    description = json.dumps(config, default=str)
+    write_atomically(
+        path,
+        lambda temporary: figure.savefig(
+            temporary, dpi=130, metadata={"Software": "coordcheck", "Description": description}
+        ),
+    )
+
+
+def report_figure(check: "CoordCheck") -> Figure:
+    """Curves of size against width on the left, slopes of every module and step on the right."""
+    kinds = list(dict.fromkeys(check.slopes["kind"]))
+    modules = check.slopes["module"].nunique()
+    height = max(3.4 * len(kinds) + 1.2, 0.165 * modules + 2.2)
+    figure = Figure(figsize=(19, height), layout="constrained")
+    draw_title(figure, check)
+    left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=[1.45, 1]))
+    draw_curves(left, check.records, check.slopes, kinds)
+    draw_heat_maps(right, check.slopes, kinds)
+    return figure
+
+
+def draw_title(figure: Figure, check: "CoordCheck") -> None:
+    """The verdict, and what was checked."""
+    figure.suptitle(
+        f"{check.verdict.upper()}   {describe_cell(check)}",
+        fontsize=14,
+        fontweight="bold",
+        color=VERDICT_COLOURS[check.verdict],
+    )
+
+
+def describe_cell(check: "CoordCheck") -> str:
+    """The cell, its widths and seeds, on one line."""
+    first = check.records.iloc[0]
+    cell = [str(first[name]) for name in cell_columns(check.records)]
+    widths = sorted(check.records["width"].unique())
+    return " · ".join(
+        [
+            *cell,
+            f"widths {widths[0]}–{widths[-1]} ({len(widths)})",
+            f"{check.records['seed'].nunique()} seeds",
+        ]
+    )
+
+
+def depth_colours(modules: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+    """A colour for each module in forward order, dark at the input and bright at the output."""
+    scale = mpl.colormaps["viridis"](np.linspace(0.0, 0.92, max(len(modules), 1)))
+    return {module: tuple(scale[i]) for i, module in enumerate(modules)}
+
+
+def draw_curves(figure: SubFigure, records: pd.DataFrame, slopes: pd.DataFrame, kinds: Sequence[str]) -> None:
+    """A panel for each kind and step: size against width, one line per module, the worst slopes beside them."""
+    colours = depth_colours(list(slopes.sort_values("order")["module"].unique()))
+    steps = pick_steps(sorted(slopes["step"].unique()))
+    panels = figure.subplots(len(kinds), len(steps), sharex=True, sharey="row", squeeze=False)
+    for row, kind in enumerate(kinds):
+        drawn = []
+        for axes, step in zip(panels[row], steps, strict=True):
+            of_panel = slopes[(slopes["kind"] == kind) & (slopes["step"] == step)]
+            if len(of_panel):
+                draw_panel(axes, records[(records["kind"] == kind) & (records["step"] == step)], of_panel, colours)
+                axes.set_title(f"{kind}, step {step}", fontsize=10)
+                axes.set_xlabel("width" if row == len(kinds) - 1 else "")
+                drawn.append(axes)
+            else:
+                draw_legend(axes, colours)
+        make_headroom(drawn[0], 0.18)
+        drawn[0].set_ylabel("mean |entry| (l1)")
+        drawn[0].tick_params(labelleft=True)
+
+
+def pick_steps(steps: Sequence[int]) -> list[int]:
+    """At most four steps for the panels: the first, the last and evenly spaced ones between."""
+    if len(steps) <= MAX_PANELS:
+        return list(steps)
+    return [steps[i] for i in np.linspace(0, len(steps) - 1, MAX_PANELS).round().astype(int)]
+
+
+def draw_panel(
+    axes: Axes, curves: pd.DataFrame, slopes: pd.DataFrame, colours: Mapping[str, tuple[float, ...]]
+) -> None:
+    """Lines over widths with their spread over seeds."""
+    table = curves.assign(size=sizes(curves))
+    table = table[np.isfinite(table["size"]) & (table["size"] > 0)]
+    widths = sorted(curves["width"].unique())
+    ends: dict[str, float] = {}
+    for module, group in table.groupby("module", sort=False):
+        by_width = group.groupby("width")["size"].agg(["min", "max", _geometric_mean])
+        low, high, middle = (by_width.iloc[:, i].to_numpy() for i in range(3))
+        at = by_width.index.to_numpy()
+        colour = colours[str(module)]
+        axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(at, middle, color=colour, linewidth=1.1, marker="o", markersize=2.2)
+        ends[str(module)] = float(middle[-1])
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([float(width) for width in widths]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=SMALL)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    label_worst(axes, slopes, ends)
+
+
+def _geometric_mean(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
+def label_worst(axes: Axes, slopes: pd.DataFrame, ends: Mapping[str, float]) -> None:
+    """Writes the slopes of the worst curves beside their ends: those at fault, else the one nearest to its limit."""
+    ranked = worst_first(slopes[slopes["module"].isin(list(ends)) & slopes["slope"].notna()])
+    at_fault = ranked[ranked["verdict"].isin(FAILURES)].drop_duplicates("slope").head(LABELLED)
+    chosen = at_fault if len(at_fault) else ranked.head(1)
+    labels = {
+        ends[row["module"]]: f"{MARKS[row['verdict']]} {row['module']} {row['slope']:+.2f}".strip()
+        for _, row in chosen.iterrows()
+    }
+    axes.text(
+        0.03,
+        0.97,
+        "\n".join(labels[end] for end in sorted(labels, reverse=True)),
+        transform=axes.transAxes,
+        va="top",
+        fontsize=SMALL,
+        fontweight="bold" if len(at_fault) else "normal",
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+    )
+
+
+def make_headroom(axes: Axes, share: float) -> None:
+    """Adds `share` of its height above what a logarithmic panel shows, for text; panels that share y move along."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** share)
+
+
+def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]]) -> None:
+    """Fills the panel of a kind that has no step 0 with what lines and colours mean."""
+    axes.axis("off")
+    modules = list(colours)
+    picked = [modules[i] for i in np.unique(np.linspace(0, len(modules) - 1, 6).round().astype(int))]
+    for module in picked:
+        axes.plot([], [], color=colours[module], marker="o", markersize=3, label=module)
+    axes.legend(loc="center left", fontsize=SMALL + 1, frameon=False, title="one line per module,\ncoloured by depth:")
+    axes.text(
+        0.02,
+        0.02,
+        "line: geometric mean over seeds\nband: smallest to largest seed\nlabel: slope, the exponent of width",
+        transform=axes.transAxes,
+        fontsize=SMALL + 1,
+        va="bottom",
+    )
+
+
+def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]) -> None:
+    """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks."""
+    modules = list(slopes.sort_values("order", kind="stable")["module"].unique())
+    steps = [slopes[slopes["kind"] == kind]["step"].nunique() for kind in kinds]
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=steps)[0]
+    images = [
+        draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=True)
+    ]
+    panels[0].set_yticks(range(len(modules)), modules, fontsize=SMALL)
+    bar = figure.colorbar(images[0], ax=list(panels), location="bottom", shrink=0.8, pad=0.01, aspect=40)
+    bar.set_label(f"distance from the expected range        {MEANINGS}", fontsize=SMALL + 1)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> AxesImage:
+    """One kind's heat map."""
+    axes.set_title(f"slope of {slopes['kind'].iloc[0]}", fontsize=10)
+    steps = sorted(slopes["step"].unique())
+    beyond = slopes["slope"] - slopes["slope"].clip(slopes["expected_low"], slopes["expected_high"])
+    grid = slopes.assign(beyond=beyond).pivot(index="module", columns="step", values="beyond")
+    grid = grid.reindex(index=list(modules), columns=steps)
+    image = axes.imshow(
+        grid.to_numpy(dtype=float),
+        cmap="PuOr_r",
+        norm=TwoSlopeNorm(0.0, -MAX_DEVIATION, MAX_DEVIATION),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set_facecolor("#e6e6e6")
+    axes.set_xticks(range(len(steps)), [f"{step}" for step in steps], fontsize=SMALL)
+    axes.set_xlabel("step", fontsize=SMALL + 1)
+    axes.tick_params(length=0)
+    row_of = {module: i for i, module in enumerate(modules)}
+    for _, row in slopes.iterrows():
+        at = steps.index(row["step"]), row_of[row["module"]]
+        value = "0" if row["n_zero"] == row["n_runs"] else "" if np.isnan(row["slope"]) else f"{row['slope']:+.2f}"
+        dark = abs(row["slope"] - np.clip(row["slope"], row["expected_low"], row["expected_high"])) > 0.65
+        axes.text(
+            *at,
+            f"{MARKS[row['verdict']]} {value}".strip(),
+            ha="center",
+            va="center",
+            fontsize=SMALL - 1,
+            fontweight="bold" if row["verdict"] in FAILURES else "normal",
+            color="white" if dark else "black",
+        )
+    return image
+
+
+def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[str | None]]) -> Figure:
+    """A grid of cells: activations of the last step against width, and the verdict of each cell.
+
+    Args:
+        checks: By label.
+        grid: Labels in rows and columns; None leaves a place empty.
+    """
+    rows, columns = len(grid), max(len(row) for row in grid)
+    figure = Figure(figsize=(max(4.1 * columns, 7), 3.5 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for r in range(rows):
+        for c in range(columns):
+            label = grid[r][c] if c < len(grid[r]) else None
+            if label is None:
+                panels[r, c].axis("off")
+            else:
+                draw_summary_panel(panels[r, c], label, checks[label])
+                panels[r, c].set_xlabel("width" if r == rows - 1 else "")
+        panels[r, 0].set_ylabel("mean |entry| (l1)")
+    make_headroom(panels[0, 0], 0.18)
+    tally = pd.Series([check.verdict for check in checks.values()]).value_counts()
+    counted = ", ".join(f"{count} {name}" for name, count in tally.items())
+    figure.suptitle(f"{counted}: activations at the last step\none line per module, dark input to bright output")
+    return figure
+
+
+def draw_summary_panel(axes: Axes, label: str, check: "CoordCheck") -> None:
+    """One cell of the summary."""
+    last = check.slopes["step"].max()
+    slopes = check.slopes[(check.slopes["step"] == last) & (check.slopes["kind"] == "activation")]
+    if not len(slopes):
+        slopes = check.slopes[check.slopes["step"] == last]
+    kind = slopes["kind"].iloc[0]
+    curves = check.records[(check.records["step"] == last) & (check.records["kind"] == kind)]
+    draw_panel(axes, curves, slopes, depth_colours(list(check.slopes.sort_values("order")["module"].unique())))
+    axes.set_title(
+        f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}", fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold"
+    )

@@ -1,0 +1,351 @@
+"""Records the size of every activation of a model while it trains, in anybody's training loop.
+
+A statistic is built from sums (of absolute values, of squares, of non-finite entries) and a maximum, in
+float32 or better, so that several calls of a module within one step add up exactly. Sums stay on the device
+until :meth:`Recorder.records` moves all of them at once: a recorded step never waits for the GPU. What the
+sizes should be, and how they scale, is for the modules that read the records.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import reduce
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from coordcheck.config import KINDS
+from coordcheck.parametrization import attached_roles
+
+ROOT = "(model)"
+COLUMNS = [
+    "width",
+    "seed",
+    "step",
+    "module",
+    "order",
+    "role",
+    "kind",
+    "l1",
+    "rms",
+    "max",
+    "nonfinite",
+    "count",
+]
+INT32_MAX = 2**31 - 1
+
+
+def sums(x: Tensor) -> Tensor:
+    """The sums that l1, rms and max are made of.
+
+    ``torch.linalg.vector_norm`` is not used: its float32 sum on CPU is off by 5e-3 at 16.8M elements, more
+    the larger the tensor, which tilts slopes.
+
+    Args:
+        x: Floating-point, any shape.
+
+    Returns:
+        On the device of `x`, at least float32: [sum of abs, sum of squares, max of abs, non-finite entries].
+    """
+    x = x.detach()
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()
+    size = x.abs()
+    total = size.sum(dtype=x.dtype)
+    flat = x.reshape(-1)
+    squares = torch.dot(flat, flat) if flat.numel() <= INT32_MAX else x.square().sum(dtype=x.dtype)
+    # Reading a value of a CPU tensor is free, counting is not; on a GPU it is the other way round.
+    if x.device.type == "cpu" and math.isfinite(total):
+        nonfinite = torch.zeros_like(total)
+    else:
+        nonfinite = x.numel() - torch.isfinite(x).sum(dtype=x.dtype)
+    return torch.stack([total, squares, size.amax(), nonfinite])
+
+
+def attention_logit_sums(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """The sum of squares of ``scale * query @ key^T`` without the matrix: |QK^T|_F^2 = tr(Q^T Q K^T K).
+
+    The sum runs over all pairs of positions: the causal mask, which would remove half of them, is ignored.
+    The sum of absolute values and the maximum have no such form and are NaN.
+
+    Args:
+        query: (..., H, L, K).
+        key: (..., H or a divisor of H, S, K).
+        scale: What query·key is multiplied by.
+
+    Returns:
+        As :func:`sums`.
+    """
+    query, key = query.detach(), key.detach()
+    with torch.autocast(query.device.type, enabled=False):
+        if query.dtype in (torch.bfloat16, torch.float16):
+            query, key = query.float(), key.float()
+        gram_q = query.mT @ query
+        gram_k = key.mT @ key
+        if gram_q.dim() > 2 and gram_q.shape[-3] != gram_k.shape[-3]:
+            gram_k = gram_k.repeat_interleave(gram_q.shape[-3] // gram_k.shape[-3], dim=-3)
+        squares = scale**2 * (gram_q * gram_k).sum()
+    unknown = torch.full_like(squares, math.nan)
+    return torch.stack([unknown, squares, unknown, (~squares.isfinite()).to(squares.dtype)])
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Sums of one tensor, not yet moved off the device."""
+
+    step: int
+    module: str
+    role: str | None
+    kind: str
+    count: int
+    sums: Tensor
+
+
+class _Row:
+    """Sums of one (step, module, kind) over all calls of the module."""
+
+    def __init__(self, role: str | None):
+        self.role = role
+        self.count = 0
+        self.total = self.squares = self.largest = self.nonfinite = 0.0
+
+    def add(self, count: int, moved: list[float]) -> None:
+        self.count += count
+        self.total += moved[0]
+        self.squares += moved[1]
+        self.largest = float(np.maximum(self.largest, moved[2]))
+        self.nonfinite += moved[3]
+
+    def statistics(self) -> tuple[float, float, float, int, int]:
+        """Returns l1, rms, max, nonfinite, count."""
+        l1, rms = self.total / self.count, math.sqrt(self.squares / self.count)
+        return l1, rms, self.largest, int(self.nonfinite), self.count
+
+
+class _AttentionObserver(TorchFunctionMode):
+    """Sees every call of scaled_dot_product_attention made by the model, with its actual scale."""
+
+    def __init__(self, seen: Callable[[Tensor, Tensor, float], None]):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            named = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
+            scale = named.get("scale")
+            head_size = named["query"].shape[-1]
+            self.seen(named["query"], named["key"], head_size**-0.5 if scale is None else scale)
+        return func(*args, **(kwargs or {}))
+
+
+class Recorder:
+    """Records the outputs of a model's modules.
+
+    Args:
+        model: Hooks are on its modules while the recorder is entered. Not yet compiled.
+        width: d_model, for the records.
+        seed: For the records.
+        kinds: "activation", and "delta" against step 0, which needs the same batch at every step.
+        modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
+        roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
+
+    Raises:
+        ValueError: if a kind is unknown or a pattern of `modules` matches no module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        >>> with Recorder(model, width=8) as recorder:
+        ...     for _ in range(2):
+        ...         _ = model(torch.ones(3, 4))
+        ...         recorder.step()
+        >>> recorder.records()[["step", "module", "count"]].values.tolist()[:2]
+        [[0, '0', 24], [0, '1', 24]]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        width: int,
+        seed: int = 0,
+        kinds: Sequence[str] = ("activation",),
+        modules: Sequence[str] | None = None,
+        roles: Mapping[str, str] | None = None,
+    ):
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(
+                f"`kinds` is a selection of {list(KINDS)}; got {list(kinds)}. For example kinds=['activation']."
+            )
+        self.model = model
+        self.width = width
+        self.seed = seed
+        self.kinds = tuple(kinds)
+        self.names = select_modules(model, modules)
+        roles = attached_roles(model) if roles is None else roles
+        self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
+        self.current_step = 0
+        self._entries: list[_Entry] = []
+        self._first: dict[str, list[Tensor]] = {}
+        self._calls: dict[str, int] = {}
+        self._calls_at_first: dict[str, int] | None = None
+        self._stack: list[str] = []
+        self._handles: list[RemovableHandle] = []
+        self._observer = _AttentionObserver(self._record_attention)
+
+    def __enter__(self) -> "Recorder":
+        self._handles.append(self.model.register_forward_pre_hook(self._enter_model))
+        for name, module in self.model.named_modules():
+            self._handles.append(module.register_forward_pre_hook(self._entering(name)))
+            self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+        self._handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._first.clear()
+
+    def step(self) -> None:
+        """Says that an optimizer update is done: the next forward pass belongs to the next step."""
+        if self._calls_at_first is None:
+            self._calls_at_first = self._calls
+        elif self._calls != self._calls_at_first:
+            changed = [n for n in self.names if self._calls.get(n, 0) != self._calls_at_first.get(n, 0)]
+            warnings.warn(
+                f"modules ran a different number of times at step {self.current_step} than at step 0: {changed}. "
+                f"Their sizes pool other calls than before; run the same forward passes at every step.",
+                stacklevel=2,
+            )
+        self._calls = {}
+        self.current_step += 1
+
+    def records(self) -> pd.DataFrame:
+        """What was recorded, with one transfer from the device.
+
+        Returns:
+            One row per (step, module, kind) with the columns :data:`COLUMNS`: l1 the mean of abs x, rms the
+            root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite the number of
+            non-finite entries among count.
+        """
+        rows: dict[tuple[int, str, str], _Row] = {}
+        order: dict[str, int] = {}
+        for entry, moved in zip(self._entries, self._moved_sums(), strict=True):
+            order.setdefault(entry.module, len(order))
+            rows.setdefault((entry.step, entry.module, entry.kind), _Row(entry.role)).add(entry.count, moved)
+        return pd.DataFrame(
+            [
+                (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
+                for (step, module, kind), row in rows.items()
+            ],
+            columns=COLUMNS,
+        ).astype({"role": "string"})
+
+    def _moved_sums(self) -> list[list[float]]:
+        if not self._entries:
+            return []
+        dtype = reduce(torch.promote_types, (entry.sums.dtype for entry in self._entries))
+        device = self._entries[0].sums.device
+        moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in self._entries]).cpu().tolist()
+        return moved
+
+    def _enter_model(self, module: nn.Module, inputs: Any) -> None:
+        self._stack.clear()
+        self._observer.__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            self._stack.append(name)
+
+        return hook
+
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._stack.pop()
+            if name in self.roles:
+                self._calls[name] = self._calls.get(name, 0) + 1
+                for suffix, tensor in _tensors(output):
+                    self._record(name, suffix, tensor)
+
+        return hook
+
+    def _record(self, name: str, suffix: str, output: Tensor) -> None:
+        label = (name or ROOT) + suffix
+        role = self.roles[name]
+        if "activation" in self.kinds:
+            self._entries.append(_Entry(self.current_step, label, role, "activation", output.numel(), sums(output)))
+        if "delta" not in self.kinds:
+            return
+        if self.current_step == 0:
+            # a copy: the model may go on to change the tensor in place
+            self._first.setdefault(label, []).append(output.detach().clone())
+            return
+        first = self._first.get(label, [])
+        call = self._calls[name] - 1
+        if call >= len(first) or first[call].shape != output.shape:
+            raise ValueError(
+                f"kind 'delta' compares the same batch with itself, but {label!r} has shape {tuple(output.shape)} "
+                f"where step 0 had {[tuple(x.shape) for x in first]}. For example train on one fixed batch, or "
+                f"record kinds=['activation']."
+            )
+        change = output.detach() - first[call]
+        self._entries.append(_Entry(self.current_step, label, role, "delta", output.numel(), sums(change)))
+
+    def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
+        name = self._stack[-1] if self._stack else ""
+        if name in self.roles and "activation" in self.kinds:
+            count = query.numel() // query.shape[-1] * key.shape[-2]
+            logits = attention_logit_sums(query, key, scale)
+            label = (name or ROOT) + "[attention_logits]"
+            self._entries.append(_Entry(self.current_step, label, "attention_logits", "activation", count, logits))
+
+
+def select_modules(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """The names of the modules that `patterns` select, in the model's order; the model itself is "(model)".
+
+    Raises:
+        ValueError: if a pattern matches no module.
+    """
+    names = [name for name, _ in model.named_modules()]
+    if patterns is None:
+        return names
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatchcase(name or ROOT, pattern)}
+        if not matching:
+            raise ValueError(
+                f"`modules` pattern {pattern!r} matches no module; the model has "
+                f"{', '.join(name or ROOT for name in names)}. For example modules=['*']."
+            )
+        chosen |= matching
+    return [name for name in names if name in chosen]
+
+
+def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every floating-point tensor in a module's output that has entries to average, with its "[i]" suffix."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.dim() > 0:
+            yield "", output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            for suffix, tensor in _tensors(value):
+                yield f"[{key}]{suffix}", tensor
+    elif isinstance(output, list | tuple):
+        for i, value in enumerate(output):
+            for suffix, tensor in _tensors(value):
+                yield f"[{i}]{suffix}", tensor

@@ -1,0 +1,238 @@
+"""Words and tables of checks: the terminal's table, ``report.md``, and the summary of many cells."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coordcheck.check import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
+from coordcheck.plot import describe_cell, save_figure, summary_figure
+from coordcheck.storage import write_atomically
+from coordcheck.verdict import FAILURES, first_at_fault, format_range, worst_first
+
+WORST = 10
+STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
+
+
+def exit_code(outcomes: Sequence[str]) -> int:
+    """One exit code for many verdicts: 1 for an error, else 3 for a fail, else 4 for an inconclusive, else 0."""
+    codes = {EXIT_CODES.get(outcome, 1) for outcome in outcomes}
+    return next(code for code in (1, 3, 4, 0) if code in codes or code == 0)
+
+
+def make_console() -> Console:
+    """Standard output; wide enough for the tables where it is not a terminal."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=130)
+
+
+def worst_curves(check: CoordCheck, most: int = WORST) -> pd.DataFrame:
+    """The worst curves as text: module, kind, step, slope with interval, expected range, verdict."""
+    rows = worst_first(check.slopes).head(most)
+    return pd.DataFrame(
+        {
+            "module": rows["module"],
+            "kind": rows["kind"],
+            "step": rows["step"].astype(str),
+            "slope": [format_slope(row) for _, row in rows.iterrows()],
+            "expected": [
+                format_range(low, high) for low, high in zip(rows["expected_low"], rows["expected_high"], strict=True)
+            ],
+            "verdict": rows["verdict"],
+        }
+    )
+
+
+def format_slope(row: pd.Series) -> str:
+    """A slope with its interval, or why there is none."""
+    if row["n_zero"] > 0:
+        return f"exactly zero in {row['n_zero']} of {row['n_runs']} runs"
+    if row["n_nonfinite"] > 0:
+        return f"non-finite in {row['n_nonfinite']} of {row['n_runs']} runs"
+    return f"{row['slope']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+
+
+def print_check(check: CoordCheck, console: Console, paths: Sequence[Path]) -> None:
+    """The table of the worst curves, the verdict, the control and the files."""
+    table = Table(title=describe_cell(check), title_justify="left", title_style="bold")
+    rows = worst_curves(check)
+    for name in rows.columns:
+        table.add_column(name, justify="right" if name in ("step", "slope", "expected") else "left", no_wrap=True)
+    for *cells, said in rows.to_numpy().tolist():
+        table.add_row(*map(escape, cells), f"[{STYLES.get(said, STYLES['fail'])}]{said}[/]")
+    console.print(table)
+    rest = len(check.slopes) - len(rows)
+    if rest > 0:
+        console.print(f"... and {rest} curves more, all of them in {SLOPES}")
+    console.print(check.sentence(), style=STYLES[check.verdict], markup=False)
+    console.print(str(check.control), markup=False)
+    for sentence in check.skipped:
+        console.print(sentence, style="yellow", markup=False)
+    console.print("Files: " + "  ".join(str(path) for path in paths), markup=False)
+
+
+def markdown(check: CoordCheck) -> str:
+    """The content of ``report.md``."""
+    lines = [
+        f"# {check.verdict.upper()}: {describe_cell(check)}",
+        "",
+        check.sentence(),
+        "",
+        str(check.control),
+        *(["", *check.skipped] if check.skipped else []),
+        "",
+        f"![curves and slopes]({PICTURE})",
+        "",
+        "## Worst curves",
+        "",
+        markdown_table(worst_curves(check, 20)),
+        "",
+        "## Findings",
+        "",
+        *([f"- **{finding.verdict}** {finding}" for finding in check.findings] or ["None."]),
+        "",
+        "## Made with",
+        "",
+        ", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions",
+        *(["", f"Corpus sha256 {check.corpus_sha256}"] if check.corpus_sha256 else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A frame of strings as a Markdown table."""
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows)
+
+
+def save_check(check: CoordCheck, directory: Path, picture: Path | None) -> list[Path]:
+    """Writes a check's directory, and its picture a second time where `picture` says.
+
+    Returns:
+        The files.
+    """
+    check.save(directory)
+    files = [directory / name for name in (PICTURE, TEXT, SLOPES, VERDICT, RECORDS)]
+    if picture is not None:
+        data = (directory / PICTURE).read_bytes()
+        write_atomically(picture, lambda temporary: temporary.write_bytes(data))
+        files.append(picture)
+    return files
+
+
+def find_checks(directories: Sequence[Path]) -> list[Path]:
+    """Every check's directory in or below `directories`.
+
+    Raises:
+        ValueError: if one of them has none.
+    """
+    found: list[Path] = []
+    for directory in directories:
+        below = sorted({path.parent for path in directory.rglob(RECORDS)})
+        if not below:
+            raise ValueError(
+                f"{directory} holds no {RECORDS}, nor does any directory below it. "
+                f"For example coordcheck-report checks."
+            )
+        found += [path for path in below if path not in found]
+    return found
+
+
+def label_checks(checks: Mapping[Path, CoordCheck]) -> dict[Path, dict[str, str]]:
+    """What tells each check from the others: the configuration values in which they differ.
+
+    Returns:
+        For each check the same keys with its values; the directory alone if the configurations do not tell.
+    """
+    flat = {path: flatten(check.config) for path, check in checks.items()}
+    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
+    differing = [
+        key
+        for key in keys
+        if key.split(".")[0] not in ("name", "plots", "runs", "workers", "resume")
+        and len({json.dumps(values.get(key), default=str) for values in flat.values()}) > 1
+    ]
+    labels = {
+        path: {key.removesuffix(".name"): str(values.get(key)) for key in differing} for path, values in flat.items()
+    }
+    unique = len({tuple(label.values()) for label in labels.values()}) == len(labels)
+    return labels if unique else {path: {"": str(path)} for path in checks}
+
+
+def label_text(label: Mapping[str, str]) -> str:
+    """A label on one line."""
+    return " ".join(f"{key}={value}" if key else value for key, value in label.items())
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def arrange(labels: Sequence[Mapping[str, str]]) -> list[list[str | None]]:
+    """Labels as a grid, a little wider than high: some keys make the rows, the others the columns.
+
+    >>> arrange([{"a": "1", "b": "x"}, {"a": "2", "b": "x"}, {"a": "1", "b": "y"}])
+    [['a=1 b=x', 'a=1 b=y'], ['a=2 b=x', None]]
+    """
+    keys = list(labels[0])
+    splits = [set(rows) for n in range(len(keys) + 1) for rows in itertools.combinations(keys, n)]
+
+    def places(label: Mapping[str, str], chosen: set[str]) -> tuple[str, ...]:
+        return tuple(label[key] for key in keys if key in chosen)
+
+    def shape(rows: set[str]) -> tuple[int, int]:
+        return len({places(x, rows) for x in labels}), len({places(x, set(keys) - rows) for x in labels})
+
+    rows = min(splits, key=lambda split: abs(math.log(1.3 * shape(split)[0] / shape(split)[1])))
+    at = {(places(x, rows), places(x, set(keys) - rows)): label_text(x) for x in labels}
+    columns = list(dict.fromkeys(column for _, column in at))
+    return [[at.get((row, column)) for column in columns] for row in dict.fromkeys(row for row, _ in at)]
+
+
+def summarize(checks: Mapping[Path, CoordCheck], directory: Path, console: Console) -> list[Path]:
+    """One table and one figure over many cells, in `directory`.
+
+    Returns:
+        The files ``summary.png summary.csv summary.md``.
+    """
+    keyed = label_checks(checks)
+    labels = {path: label_text(label) for path, label in keyed.items()}
+    rows = [{"cell": labels[path], **summary_row(check)} for path, check in checks.items()]
+    frame = pd.DataFrame(rows)
+    table = Table(title=f"{len(frame)} cells", title_justify="left", title_style="bold")
+    for name in frame.columns:
+        table.add_column(name)
+    for cell, said, *rest in frame.to_numpy().tolist():
+        table.add_row(escape(cell), f"[{STYLES[said]}]{said}[/]", *map(escape, rest))
+    console.print(table)
+    files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md")]
+    figure = summary_figure({labels[path]: check for path, check in checks.items()}, arrange(list(keyed.values())))
+    save_figure(figure, files[0], {labels[path]: check.config for path, check in checks.items()})
+    write_atomically(files[1], lambda path: frame.to_csv(path, index=False))
+    write_atomically(files[2], lambda path: path.write_text(markdown_table(frame) + "\n"))
+    console.print("Summary: " + "  ".join(map(str, files)), markup=False)
+    return files
+
+
+def summary_row(check: CoordCheck) -> dict[str, str]:
+    """A check in one line."""
+    first = first_at_fault(check.slopes)
+    return {
+        "verdict": check.verdict,
+        "at fault": f"{check.slopes['verdict'].isin(FAILURES).sum()} of {len(check.slopes)}",
+        "first at fault": "" if first is None else f"{first['module']}, {first['kind']}, step {first['step']}",
+        "slope": "" if first is None else format_slope(first),
+        "control": {True: "fails as it must", False: "passes: check cannot see", None: "none"}[check.control.saw],
+    }

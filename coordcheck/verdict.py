@@ -1,0 +1,218 @@
+"""Slopes and expectations to verdicts: of each curve, of a check, and the findings in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from coordcheck.config import GateConfig
+from coordcheck.slopes import MIN_WIDTHS
+from coordcheck.theory import expected
+
+FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
+MANY_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One module that is at fault, or undecided, by its worst curve.
+
+    Attributes:
+        verdict: Of that curve.
+        module: Its name.
+        parameter: The module's weight where it has one, else None.
+        kind: Of the curve.
+        step: Of the curve.
+        slope: Exponent of width, NaN if there is none.
+        expected: Lowest and highest exponent that theory allows.
+        cause: What was seen, in numbers.
+        advice: What to do.
+    """
+
+    verdict: str
+    module: str
+    parameter: str | None
+    kind: str
+    step: int
+    slope: float
+    expected: tuple[float, float]
+    cause: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.module}, {self.kind}, step {self.step}: {self.cause} {self.advice}"
+
+
+def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) -> pd.DataFrame:
+    """Adds to each curve what was expected of it and its verdict.
+
+    Args:
+        slopes: As :func:`coordcheck.slopes.fit` returns.
+        gate: Whose exponents, and how far beyond them still passes.
+        readout: The readout's init where known, see :func:`coordcheck.theory.expected`.
+
+    Returns:
+        `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
+        slope lies outside the range and its tolerance (negative inside).
+    """
+    ranges = [
+        expected(gate.expect, role, kind, step, readout)
+        for role, kind, step in zip(slopes["role"], slopes["kind"], slopes["step"], strict=True)
+    ]
+    low = np.array([r.low for r in ranges]) - slopes["kind"].map(gate.tolerance.vanishes).to_numpy(float)
+    high = np.array([r.high for r in ranges]) + slopes["kind"].map(gate.tolerance.explodes).to_numpy(float)
+    zero_is_due = _zero_is_due(slopes)
+    verdict = np.select(
+        [
+            slopes["n_nonfinite"] > 0,
+            (slopes["n_zero"] == slopes["n_runs"]) & zero_is_due,
+            slopes["n_zero"] > 0,
+            slopes["n_widths"] < MIN_WIDTHS,
+            slopes["ci_low"] > high,
+            slopes["ci_high"] < low,
+            (slopes["ci_low"] >= low) & (slopes["ci_high"] <= high),
+        ],
+        ["nonfinite", "pass", "dead", "inconclusive", "explodes", "vanishes", "pass"],
+        default="inconclusive",
+    )
+    judged = slopes.copy()
+    position = judged.columns.get_loc("ci_high")
+    assert isinstance(position, int)
+    judged.insert(position + 1, "expected_low", [r.low for r in ranges])
+    judged.insert(position + 2, "expected_high", [r.high for r in ranges])
+    judged.insert(position + 3, "verdict", verdict)
+    judged["excess"] = np.fmax(judged["slope"] - high, low - judged["slope"])
+    return judged
+
+
+def _zero_is_due(slopes: pd.DataFrame) -> pd.Series:
+    """Where a curve may be exactly zero.
+
+    At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
+    gradient passes the readout, so nothing before it has changed at step 1.
+    """
+    first = slopes["step"] == 0
+    logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
+    starts_at_zero = len(logits) > 0 and bool((logits["n_zero"] > 0).all())
+    unmoved = (slopes["step"] == 1) & (slopes["kind"] == "delta") & starts_at_zero
+    return first | unmoved
+
+
+def overall(judged: pd.DataFrame, control_saw: bool | None) -> str:
+    """The verdict of a check.
+
+    Args:
+        judged: As :func:`judge` returns.
+        control_saw: Whether the control failed, as it must; None if there was none.
+
+    Returns:
+        "fail" if any curve is at fault; else "inconclusive" if the control passed, or if any curve is
+        undecided; else "pass".
+    """
+    if judged["verdict"].isin(FAILURES).any():
+        return "fail"
+    if control_saw is False or (judged["verdict"] == "inconclusive").any():
+        return "inconclusive"
+    return "pass"
+
+
+def worst_first(judged: pd.DataFrame) -> pd.DataFrame:
+    """Curves at fault, then undecided ones, then the rest, each by how far they lie outside their range."""
+    rank = judged["verdict"].map({name: i for i, name in enumerate((*FAILURES[:2], "explodes", "vanishes"))})
+    rank = rank.where(~judged["verdict"].isin(("explodes", "vanishes")), 2)
+    rank = rank.fillna(judged["verdict"].map({"inconclusive": 3, "pass": 4}))
+    return (
+        judged.assign(rank=rank)
+        .sort_values(["rank", "excess", "order", "step"], ascending=[True, False, True, True], kind="stable")
+        .drop(columns="rank")
+    )
+
+
+def first_at_fault(judged: pd.DataFrame) -> pd.Series | None:
+    """The curve where a fault starts: the earliest step, then the earliest module in the forward pass."""
+    faults = judged[judged["verdict"].isin(FAILURES)]
+    if not len(faults):
+        return None
+    return faults.sort_values(["step", "order", "kind"], kind="stable").iloc[0]
+
+
+def findings(judged: pd.DataFrame, gate: GateConfig, parameters: Sequence[str] = ()) -> list[Finding]:
+    """One finding for each module that does not pass, worst first.
+
+    Args:
+        judged: As :func:`judge` returns.
+        gate: As given to it.
+        parameters: Names of the model's parameters, where known.
+    """
+    worst = worst_first(judged[judged["verdict"] != "pass"]).drop_duplicates("module")
+    return [_finding(row, gate, parameters) for _, row in worst.iterrows()]
+
+
+def _finding(row: pd.Series, gate: GateConfig, parameters: Sequence[str]) -> Finding:
+    weight = f"{row['module']}.weight"
+    return Finding(
+        verdict=row["verdict"],
+        module=row["module"],
+        parameter=weight if weight in parameters else None,
+        kind=row["kind"],
+        step=int(row["step"]),
+        slope=float(row["slope"]),
+        expected=(float(row["expected_low"]), float(row["expected_high"])),
+        cause=describe(row),
+        advice=_advice(row, gate),
+    )
+
+
+def describe(row: pd.Series) -> str:
+    """What was seen of a curve, as a sentence with its numbers."""
+    of_runs = f"of {row['n_runs']} runs"
+    if row["verdict"] == "nonfinite":
+        return f"NaN or infinite in {row['n_nonfinite']} {of_runs}."
+    if row["n_zero"] > 0:
+        return f"exactly zero in {row['n_zero']} {of_runs}."
+    if row["n_widths"] < MIN_WIDTHS:
+        return f"known at fewer than {MIN_WIDTHS} widths: no slope."
+    seen = f"scales like width^{row['slope']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+    bend = "" if np.isnan(row["curvature"]) else f", {row['curvature']:+.2f} steeper at the wide end"
+    return f"{seen}{bend}; expected {format_range(row['expected_low'], row['expected_high'])}."
+
+
+def format_range(low: float, high: float) -> str:
+    """An expected range in words."""
+    return f"{low:+.2f}" if low == high else f"{low:+.2f} to {high:+.2f}"
+
+
+def _advice(row: pd.Series, gate: GateConfig) -> str:
+    if row["verdict"] == "nonfinite":
+        return "Lower the learning rate until every width trains, then check again."
+    if row["verdict"] == "dead":
+        return "Look for a layer that gets no gradient, is frozen, or multiplies by zero."
+    if row["n_widths"] < MIN_WIDTHS:
+        return "Choose widths that fit into memory."
+    if row["verdict"] == "inconclusive":
+        if row["n_seeds"] < 2:
+            return "One seed gives no interval: use at least 2, better 5."
+        needed = seeds_to_decide(row, gate)
+        return f"About {needed} seeds would decide." if needed else "The slope lies on the border: use wider widths."
+    if row["kind"] == "activation" and row["step"] == 0:
+        return "Look at the initialization and multipliers here and in the layers before it."
+    return "Look at the learning rate and multipliers here and in the layers before it."
+
+
+def seeds_to_decide(row: pd.Series, gate: GateConfig) -> int | None:
+    """The smallest number of seeds whose interval, with the spread seen so far, leaves the borders out.
+
+    Returns:
+        None if more than 1000 would be needed.
+    """
+    borders = (
+        row["expected_low"] - gate.tolerance.vanishes[row["kind"]],
+        row["expected_high"] + gate.tolerance.explodes[row["kind"]],
+    )
+    margin = min(abs(row["slope"] - border) for border in borders)
+    seeds = np.arange(2, MANY_SEEDS + 1)
+    half = stdtrit(seeds - 1, (1 + gate.confidence) / 2) * row["slope_std"] / np.sqrt(seeds)
+    enough = seeds[half < margin]
+    return int(enough[0]) if len(enough) else None
