@@ -277,6 +277,5 @@ def draw_summary_panel(axes: Axes, label: str, check: "CoordCheck") -> None:
     kind = slopes["kind"].iloc[0]
     curves = check.records[(check.records["step"] == last) & (check.records["kind"] == kind)]
     draw_panel(axes, curves, slopes, depth_colours(list(check.slopes.sort_values("order")["module"].unique())))
-    axes.set_title(
-        f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}", fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold"
-    )
+    title = f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}"
+    axes.set_title(title, fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold")

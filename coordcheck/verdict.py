@@ -109,9 +109,12 @@ def overall(judged: pd.DataFrame, control_saw: bool | None) -> str:
 
     Returns:
         "fail" if any curve is at fault; else "inconclusive" if the control passed, or if any curve is
-        undecided; else "pass".
+        undecided; else "pass". Where the control passed too, what is exactly zero shows training too gentle to
+        see, not a fault.
     """
-    if judged["verdict"].isin(FAILURES).any():
+    faults = judged[judged["verdict"].isin(FAILURES)]
+    too_gentle = control_saw is False and bool((faults["verdict"] == "dead").all())
+    if len(faults) and not too_gentle:
         return "fail"
     if control_saw is False or (judged["verdict"] == "inconclusive").any():
         return "inconclusive"

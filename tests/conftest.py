@@ -1,0 +1,87 @@
+"""Shared by all tests: small cells, records made by hand, and skipping of what this machine cannot run."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from coordcheck.cell import ConfiguredCell
+from coordcheck.config import CheckConfig, default_gate, load
+from coordcheck.train import RunPlan
+
+TINY = ["model.depth=2", "data.batch=2", "data.context=16", "widths=[64,128,256]", "seeds=3"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The suite runs several processes; more threads than cores would slow all of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def gate():
+    return default_gate()
+
+
+def tiny_config(*overrides: str) -> CheckConfig:
+    return load([*TINY, *overrides])
+
+
+def tiny_cell(*overrides: str) -> ConfiguredCell:
+    return ConfiguredCell(tiny_config(*overrides))
+
+
+def plan_of(config: CheckConfig) -> RunPlan:
+    return RunPlan(config.steps, config.kinds, config.modules, torch.device("cpu"), config.precision)
+
+
+def synthetic(
+    size: Mapping[tuple[str, str, int], Callable[[int, int], float]],
+    widths: tuple[int, ...] = (64, 128, 256, 512),
+    seeds: int = 5,
+    role: str = "hidden",
+) -> pd.DataFrame:
+    """Records with sizes given by a function of (width, seed) for each (module, kind, step)."""
+    order = {module: i for i, module in enumerate(dict.fromkeys(module for module, _, _ in size))}
+    rows = [
+        {
+            "width": width,
+            "seed": seed,
+            "step": step,
+            "module": module,
+            "order": order[module],
+            "role": role,
+            "kind": kind,
+            "l1": of(width, seed),
+            "rms": 1.25 * of(width, seed),
+            "max": 4 * of(width, seed),
+            "nonfinite": 0 if np.isfinite(of(width, seed)) else 1,
+            "count": 8 * width,
+        }
+        for (module, kind, step), of in size.items()
+        for width in widths
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows).astype({"role": "string"})
+
+
+def power(exponent: float, noise: float = 0.0) -> Callable[[int, int], float]:
+    """width ** (exponent + noise of the seed), with a constant that differs between seeds."""
+
+    def of(width: int, seed: int) -> float:
+        own = exponent + noise * (seed - 2)
+        return float((1 + seed) * width**own)
+
+    return of

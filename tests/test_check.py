@@ -1,0 +1,332 @@
+"""The whole flow: the facts a check must find, on our models and on others', and what its result keeps."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import power, synthetic, tiny_config
+from torch import nn
+
+from coordcheck import CoordCheck, coord_check
+from coordcheck.check import Control, check_config, control_axes
+from coordcheck.config import load
+from coordcheck.verdict import first_at_fault
+
+WIDTHS = ["widths=[64,128,256,512]", "model.depth=2", "data.batch=4"]
+
+
+def checked(tmp_path, *overrides):
+    return check_config(load([*WIDTHS, f"runs={tmp_path}", "plots=null", *overrides]))
+
+
+def slope(check, module, kind, step):
+    found = check.slopes.query("module == @module and kind == @kind and step == @step")
+    return found["slope"].item()
+
+
+@pytest.fixture(scope="module")
+def mup_check(tmp_path_factory):
+    return checked(tmp_path_factory.mktemp("runs"))
+
+
+def test_mup_passes_and_its_control_fails(mup_check):
+    assert mup_check.verdict == "pass", mup_check.findings
+    assert mup_check.findings == []
+    assert mup_check.control.saw is True
+    assert mup_check.control.widths == [64, 128, 256]
+    assert "lm_head, delta, step 3: scales like width^+1." in mup_check.control.evidence
+    assert mup_check.sentence().startswith("PASS: all ")
+
+
+def test_mup_keeps_every_size(mup_check):
+    hidden = mup_check.slopes.query("kind == 'activation' and role in ('hidden', 'input', 'vector')")
+    assert hidden["slope"].abs().max() < 0.06
+    logits = mup_check.slopes.query("module == 'lm_head' and kind == 'activation'").set_index("step")
+    assert logits.loc[0, "n_zero"] == logits.loc[0, "n_runs"]
+    assert logits.loc[[1, 2, 3], "slope"].abs().max() < 0.10
+
+
+def test_the_frames_have_the_columns_of_the_contract(mup_check):
+    cell = ["model", "parametrization", "embedding", "readout", "optimizer"]
+    records = ["width", "seed", "step", "module", "order", "role", "kind", "l1", "rms", "max", "nonfinite", "count"]
+    assert list(mup_check.records.columns) == cell + records
+    slopes = "module order role kind step slope ci_low ci_high expected_low expected_high verdict n_widths n_seeds"
+    assert list(mup_check.slopes.columns)[: len(cell) + 13] == cell + slopes.split()
+
+
+def test_standard_parametrization_explodes(tmp_path):
+    check = checked(tmp_path, "parametrization=sp")
+    assert check.verdict == "fail"
+    assert set(check.slopes["verdict"]) >= {"explodes"}
+    assert "vanishes" not in set(check.slopes["verdict"])
+    assert slope(check, "lm_head", "activation", 1) == pytest.approx(1.0, abs=0.1)
+    assert slope(check, "blocks.0.mlp.fc", "delta", 2) > 0.5
+    assert check.sentence().startswith("FAIL: ")
+    assert first_at_fault(check.slopes)["module"] == "lm_head"
+    assert list(tmp_path.iterdir())
+    assert check.control.saw is True
+
+
+def test_the_released_shared_readout_fails_at_the_embedding(tmp_path):
+    """microsoft/mup#55."""
+    check = checked(tmp_path, "embedding=tied_rescaled", "readout=constant")
+    first = first_at_fault(check.slopes)
+    assert check.verdict == "fail"
+    assert (first["module"], first["kind"], first["step"]) == ("wte", "activation", 0)
+    assert first["slope"] == pytest.approx(0.5, abs=0.02)
+    assert "First at fault: wte, activation, step 0" in check.sentence()
+
+
+@pytest.mark.parametrize("embedding", ["untied", "tied"])
+def test_logits_of_a_constant_readout_shrink_at_first(tmp_path, embedding):
+    check = checked(tmp_path, f"embedding={embedding}", "readout=constant")
+    assert slope(check, "lm_head", "activation", 0) == pytest.approx(-0.5, abs=0.03)
+    assert slope(check, "wte", "activation", 0) == pytest.approx(0.0, abs=0.02)
+    assert check.verdict != "fail"
+
+
+def test_logits_of_a_constant_readout_grow_in_standard_parametrization(tmp_path):
+    check = checked(tmp_path, "parametrization=sp", "readout=constant", "steps=1")
+    assert slope(check, "lm_head", "activation", 0) == pytest.approx(0.5, abs=0.03)
+
+
+def test_growing_heads_shrink_the_attention_logits_in_mup_only(tmp_path):
+    overrides = ["model.heads=2", "model.head_size=null", "steps=1", "control=false"]
+    assert slope(checked(tmp_path, *overrides), "blocks.0.attn[attention_logits]", "activation", 0) == pytest.approx(
+        -0.5, abs=0.05
+    )
+    in_sp = checked(tmp_path, *overrides, "parametrization=sp")
+    assert slope(in_sp, "blocks.0.attn[attention_logits]", "activation", 0) == pytest.approx(0.0, abs=0.05)
+
+
+@pytest.mark.parametrize("gentle", ["steps=1", "optimizer.lr=0"])
+def test_a_check_that_could_see_nothing_does_not_pass(tmp_path, gentle):
+    check = checked(tmp_path, gentle)
+    assert check.control.saw is False
+    assert check.verdict == "inconclusive"
+    assert "control's fault was not seen" in check.sentence()
+    assert "too small to see a fault" in str(check.control)
+
+
+def test_without_a_control_the_result_says_so(tmp_path):
+    check = checked(tmp_path, "control=false", "steps=2")
+    assert check.control == Control()
+    assert "does not show that a fault would have been seen" in str(check.control)
+
+
+def test_a_diverged_check_is_nonfinite(tmp_path):
+    check = checked(tmp_path, "optimizer.lr=1e30", "readout=constant", "widths=[64,128,256]", "seeds=2")
+    assert check.verdict == "fail"
+    assert "nonfinite" in set(check.slopes["verdict"])
+    assert "Lower the learning rate" in check.findings[0].advice
+
+
+def test_a_bf16_check_sees_the_same(tmp_path):
+    assert checked(tmp_path, "precision=bf16", "parametrization=sp", "control=false").verdict == "fail"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_other_optimizers_pass_in_mup_and_fail_in_standard_parametrization(tmp_path, optimizer):
+    in_mup = checked(tmp_path, f"optimizer={optimizer}")
+    assert in_mup.verdict != "fail", in_mup.findings
+    assert in_mup.control.saw is True
+
+
+def test_a_modules_filter_records_only_these(tmp_path):
+    check = checked(tmp_path, "modules=[lm_head,blocks.0.*]", "steps=2", "control=false", "widths=[64,128,256]")
+    assert {name.split(".")[0] for name in check.slopes["module"]} == {"blocks", "lm_head"}
+    with pytest.raises(ValueError, match=r"pattern 'head' matches no module"):
+        checked(tmp_path, "modules=[head]")
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"`device` must be one that this machine.*'abacus'.*device=cpu"):
+        check_config(tiny_config("device=abacus"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_is_named():
+    with pytest.raises(ValueError, match=r"`device`.*'cuda'"):
+        check_config(tiny_config("device=cuda"))
+
+
+def test_a_control_runs_the_narrower_widths_of_three_seeds():
+    assert control_axes([1024, 64, 256, 128, 512], [7, 8, 9, 10]) == ([64, 128, 256], [7, 8, 9])
+    assert control_axes([64, 128, 256], [0]) == ([64, 128, 256], [0])
+
+
+# a model that is not from this project, with dict input and output as Hugging Face has them
+
+
+class Classifier(nn.Module):
+    """torch's own encoder; in muP, for Adam, by hand."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed = nn.Embedding(50, width)
+        self.encoder = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 50, bias=False)
+        self.width_mult = width / 64
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            self.embed.weight.normal_(std=1.0)
+            self.head.weight.zero_()
+
+    def forward(self, input_ids, labels):
+        logits = self.head(self.norm(self.encoder(self.embed(input_ids))) / self.width_mult)
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def batch_of(seed):
+    ids = torch.randint(0, 50, (8, 17), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+
+
+def adam_in_mup(model):
+    hidden = [p for n, p in model.named_parameters() if p.dim() > 1 and "encoder" in n]
+    others = [p for n, p in model.named_parameters() if not (p.dim() > 1 and "encoder" in n)]
+    return torch.optim.Adam([{"params": hidden, "lr": 1e-3 / model.width_mult}, {"params": others}], lr=1e-3)
+
+
+def plain_adam(model):
+    return torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize(("optimizer", "verdict"), [(adam_in_mup, "pass"), (plain_adam, "fail")])
+def test_a_model_of_the_users_own(optimizer, verdict):
+    check = coord_check(Classifier, batch_of, widths=(64, 128, 256, 512), optimizer=optimizer, device="cpu")
+    assert check.verdict == verdict, check.findings
+    assert check.control.saw is True
+    assert check.records["model"].unique().tolist() == ["Classifier"]
+    roles = check.slopes.drop_duplicates("module").set_index("module")["role"]
+    assert roles[["embed", "encoder.linear1", "norm", "head", "encoder"]].tolist() == [
+        "input",
+        "hidden",
+        "vector",
+        "readout",
+        "hidden",
+    ]
+    assert roles["(model)[logits]"] == "readout"
+
+
+def test_your_own_control():
+    def check(control):
+        return coord_check(
+            Classifier, batch_of, widths=(64, 128, 256), seeds=3, optimizer=adam_in_mup, device="cpu", control=control
+        )
+
+    assert check((Classifier, plain_adam)).control.saw is True
+    same = check((Classifier, adam_in_mup))
+    assert same.control.saw is False
+    assert same.verdict == "inconclusive"
+    assert check(False).control.saw is None
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    coord_check(mlp, (torch.ones(4, 8), torch.zeros(4, dtype=torch.long)), widths=(8, 16, 32), seeds=2, steps=1)
+    assert torch.rand(1) == expected
+
+
+def mlp(width):
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
+
+
+XY = (torch.ones(4, 8), torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widths": (64, 128)}, r"`widths`.*\[64, 128\]"),
+        ({"steps": 0}, r"`steps`.*got 0"),
+        ({"seeds": []}, r"`seeds`.*\[\]"),
+        ({"kinds": ("slope",)}, r"`kinds`.*'slope'"),
+        ({"expect": "ntk"}, r"`expect` is one of \['mup', 'sp'\]; got 'ntk'"),
+        ({"precision": "fp8"}, r"`precision`.*'fp8'"),
+        ({"device": "abacus"}, r"`device`.*'abacus'"),
+        ({"modules": ["head"]}, r"`modules` pattern 'head'"),
+        ({"build": lambda width: nn.Linear(8, 4)}, r"no parameter's shape changes with width"),
+        ({"build": lambda width: nn.Sequential(*[nn.Linear(8, 8)] * width)}, r"same parameter names"),
+        ({"build": lambda width: width}, r"`build` must return a torch.nn.Module; got int"),
+        ({"batch": torch.ones(4, 8)}, r"`batch` is \(inputs, targets\).*got Tensor"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_trained(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        coord_check(**{"build": mlp, "batch": XY, "widths": (8, 16, 32), "device": "cpu", **arguments})
+
+
+def test_a_dict_batch_without_a_loss_is_named():
+    class NoLoss(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.fc = nn.Linear(8, width)
+
+        def forward(self, x):
+            return {"logits": self.fc(x)}
+
+    with pytest.raises(ValueError, match="output has no loss"):
+        coord_check(NoLoss, {"x": XY[0]}, widths=(8, 16, 32), device="cpu")
+    own = coord_check(
+        NoLoss,
+        {"x": XY[0]},
+        widths=(8, 16, 32),
+        seeds=2,
+        device="cpu",
+        loss=lambda model, batch: model(**batch)["logits"].square().mean(),
+    )
+    assert len(own.records)
+
+
+def test_seeds_may_be_named():
+    check = coord_check(mlp, XY, widths=(8, 16, 32), seeds=(3, 9), steps=2, device="cpu")
+    assert sorted(check.records["seed"].unique()) == [3, 9]
+
+
+# files
+
+
+def test_a_saved_check_loads_as_it_was(tmp_path, mup_check):
+    mup_check.save(tmp_path)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["records.parquet", "report.md", "report.png", "slopes.csv", "verdict.json"]
+    loaded = CoordCheck.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.slopes, mup_check.slopes)
+    assert (loaded.verdict, loaded.control, loaded.sentence()) == ("pass", mup_check.control, mup_check.sentence())
+    assert (loaded.gate, loaded.versions) == (mup_check.gate, mup_check.versions)
+    assert loaded.corpus_sha256 == mup_check.corpus_sha256
+
+
+def test_verdict_json_has_the_contracts_keys_and_is_strict_json(tmp_path):
+    check = CoordCheck.from_records(
+        synthetic({("a", "activation", 1): power(0.7), ("b", "activation", 1): lambda w, s: np.nan}), load().gate
+    )
+    check.save(tmp_path)
+    said = json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
+    assert set(said) >= {"verdict", "findings", "control", "versions", "corpus_sha256", "config"}
+    assert [(f["module"], f["verdict"]) for f in said["findings"]] == [("b", "nonfinite"), ("a", "explodes")]
+    assert said["findings"][0]["slope"] is None
+
+
+def test_records_alone_are_judged_with_the_default_gate(tmp_path):
+    synthetic({("fc", "activation", 0): power(0.5)}).to_parquet(tmp_path / "records.parquet")
+    assert CoordCheck.load(tmp_path).verdict == "fail"
+
+
+def test_a_directory_without_records_and_records_of_two_cells_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no records.parquet"):
+        CoordCheck.load(tmp_path)
+    records = synthetic({("fc", "activation", 0): power(0.5)})
+    two = pd.concat([records.assign(cell="a"), records.assign(cell="b")])[["cell", *records.columns]]
+    with pytest.raises(ValueError, match=r"one cell; these records hold 2"):
+        CoordCheck.from_records(two, load().gate)
+    with pytest.raises(ValueError, match="no records"):
+        CoordCheck.from_records(records.iloc[:0], load().gate)

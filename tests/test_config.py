@@ -1,0 +1,67 @@
+"""Every rule of a configuration: what it says when it is broken."""
+
+import pytest
+from conftest import tiny_config
+
+from coordcheck.config import default_gate, gate_from, head_count, load
+
+
+def test_the_default_is_the_main_job():
+    config = load()
+    assert config.widths == [64, 128, 256, 512, 1024]
+    assert (config.seeds, config.steps, config.model.name) == (5, 4, "gpt")
+    assert (config.parametrization.name, config.embedding.name, config.readout.name) == ("mup", "untied", "zero")
+    assert (config.optimizer.name, config.data.name, config.device) == ("adam", "stdlib", "auto")
+    assert config.gate == default_gate()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["widths=[64,128]"], r"`widths`.*at least 3 distinct.*\[64, 128\].*widths=\[64,128,256\]"),
+        (["widths=[64,64,128]"], r"`widths`.*distinct"),
+        (["widths=[64,128,250]"], r"`model.head_size` must divide.*32 does not divide 250.*For example"),
+        (["model.heads=3", "model.head_size=null"], r"`model.heads` must divide.*3 does not divide 64"),
+        (["model.heads=4"], r"one of `model.heads`.*heads=4, head_size=32"),
+        (["base_width=48"], r"32 does not divide 48"),
+        (["steps=0"], r"`steps`.*at least 1; got 0.*steps=4"),
+        (["seeds=0"], r"`seeds`.*at least one; got \[\].*seeds=5"),
+        (["kinds=[gradients]"], r"`kinds`.*\['gradients'\]"),
+        (["workers=0"], r"`workers` is at least 1; got 0"),
+        (["data.batch=0"], r"`data.batch` is at least 1; got 0"),
+        (["optimizer.lr=-1"], r"`optimizer.lr` is a finite number.*-1"),
+        (["optimizer.lr=inf"], r"`optimizer.lr` is a finite number"),
+        (["gate.confidence=95"], r"`gate.confidence` lies between 0 and 1; got 95"),
+        (["model.name=bert"], r"`model.name` is one of \['gpt'\]; got 'bert'"),
+        (["embedding=tied", "model.positions=none"], r"shared embedding zero.*positions=none.*For example"),
+        (["embedding=tied", "embedding.position_std=0"], r"position_std=0.0"),
+        (["model.deepth=3"], r"deepth"),
+        (["embedding=knotted"], r"knotted"),
+        (["steps=many"], r"many"),
+    ],
+)
+def test_a_broken_rule_names_the_value_and_the_rule(overrides, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        load(overrides)
+
+
+def test_a_tied_zero_readout_with_positions_is_fine():
+    assert load(["embedding=tied"]).readout.name == "zero"
+
+
+def test_heads_by_size_or_by_count():
+    by_size, by_count = tiny_config().model, tiny_config("model.heads=4", "model.head_size=null").model
+    assert [head_count(by_size, width) for width in (64, 128)] == [2, 4]
+    assert [head_count(by_count, width) for width in (64, 128)] == [4, 4]
+
+
+def test_a_stored_gate_is_read_back_and_a_strange_one_refused():
+    stored = {"expect": "sp", "confidence": 0.9, "tolerance": {"explodes": {"delta": 0.1}, "vanishes": {"delta": 0.2}}}
+    assert gate_from(stored).tolerance.vanishes == {"delta": 0.2}
+    with pytest.raises(ValueError, match="strictness"):
+        gate_from({**stored, "strictness": 1})
+
+
+@pytest.mark.parametrize("experiment", ["tiny"])
+def test_every_experiment_is_a_valid_configuration(experiment):
+    assert load([f"experiment={experiment}"]).widths

@@ -1,0 +1,296 @@
+"""The recorder against float64, against mup's own recorder, and against matrices written out."""
+
+import math
+from collections import namedtuple
+
+import mup.coord_check
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_cell
+from torch import nn
+
+from coordcheck.record import COLUMNS, ROOT, Recorder, attention_logit_sums, sums
+
+CPU = torch.device("cpu")
+
+
+def recorded(model, inputs, steps=1, **kwargs):
+    with Recorder(model, width=8, **kwargs) as recorder:
+        for _ in range(steps):
+            model(inputs)
+            recorder.step()
+    return recorder.records()
+
+
+def row(records, module, kind="activation", step=0):
+    return records[(records.module == module) & (records.kind == kind) & (records.step == step)].iloc[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_of_many_entries_agree_with_float64(dtype):
+    x = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0)).to(dtype)
+    total, squares, largest, nonfinite = sums(x).double().tolist()
+    exact = x.double()
+    assert total == pytest.approx(exact.abs().sum().item(), rel=1e-5)
+    assert math.sqrt(squares) == pytest.approx(exact.square().sum().sqrt().item(), rel=5e-5)
+    assert largest == exact.abs().max().item()
+    assert nonfinite == 0
+
+
+def test_the_accuracy_asked_for_is_not_met_by_vector_norm():
+    """The trap that `sums` avoids, so that the test above is known to be able to fail."""
+    x = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))
+    assert abs(torch.linalg.vector_norm(x, 1).item() / x.double().abs().sum().item() - 1) > 1e-5
+
+
+def test_non_finite_entries_are_counted():
+    x = torch.tensor([1.0, math.nan, math.inf, -math.inf])
+    assert sums(x)[3] == 3
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_attention_logits_agree_with_the_matrix_written_out(heads):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 4, 7, 5, generator=generator, dtype=torch.float64)
+    k = torch.randn(3, heads, 9, 5, generator=generator, dtype=torch.float64)
+    logits = 0.3 * q @ k.repeat_interleave(4 // heads, dim=1).mT
+    assert attention_logit_sums(q, k, 0.3)[1].item() == pytest.approx(logits.square().sum().item())
+
+
+def test_attention_of_any_model_is_seen_with_its_actual_scale():
+    class Attention(nn.Module):
+        def __init__(self, **kwargs):
+            super().__init__()
+            self.kwargs = kwargs
+
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, key=x, value=x, **self.kwargs)
+
+    x = torch.randn(2, 4, 6, 16)
+    for kwargs, scale in (({}, 16**-0.5), ({"scale": 0.5}, 0.5)):
+        model = nn.Sequential(Attention(**kwargs))
+        seen = row(recorded(model, x), "0[attention_logits]")
+        assert seen["rms"] == pytest.approx((scale * x @ x.mT).square().mean().sqrt().item(), rel=1e-5)
+        assert seen["count"] == 2 * 4 * 6 * 6
+        assert seen["role"] == "attention_logits"
+        assert math.isnan(seen["l1"])
+
+
+def test_l1_agrees_with_mups_own_recorder():
+    cell = tiny_cell("readout=constant")
+    inputs, targets = cell.batch(0, CPU)
+    models = {width: lambda width=width: cell.build(width, 0, CPU) for width in (64, 128)}
+    theirs = mup.coord_check._get_coord_data(
+        models,
+        [(inputs, targets.flatten())],
+        lambda model: cell.optimizer(model, 0),
+        nsteps=4,
+        flatten_output=True,
+        cuda=False,
+        show_progress=False,
+        output_fdict={"l1": "l1", "rms": "l2"},
+    )
+    ours = []
+    for width, build in models.items():
+        model = build()
+        optimizer = cell.optimizer(model, width)
+        with Recorder(model, width=width) as recorder:
+            for _ in range(4):
+                optimizer.zero_grad()
+                cell.loss(model, (inputs, targets)).backward()
+                optimizer.step()
+                recorder.step()
+        ours.append(recorder.records())
+    ours = pd.concat(ours).assign(t=lambda r: r.step + 1, module=lambda r: r.module.replace(ROOT, ""))
+    ours = ours[ours.role.fillna("") != "attention_logits"]
+    both = ours.merge(theirs, on=["width", "module", "t"], suffixes=("", "_mup"))
+    assert len(both) == len(theirs) > 200
+    assert both["l1"].to_numpy() == pytest.approx(both["l1_mup"].to_numpy(), rel=1e-5)
+    assert both["rms"].to_numpy() == pytest.approx(both["rms_mup"].to_numpy(), rel=5e-5)
+
+
+def test_delta_is_the_change_since_step_0():
+    model = nn.Sequential(nn.Linear(4, 8))
+    x = torch.randn(3, 4)
+    with Recorder(model, width=8, kinds=("activation", "delta")) as recorder:
+        before = model(x)
+        recorder.step()
+        with torch.no_grad():
+            model[0].bias += 0.5
+        after = model(x)
+        recorder.step()
+    records = recorder.records()
+    assert row(records, "0", "delta", 1)["l1"] == pytest.approx(0.5, rel=1e-6)
+    assert row(records, "0", "delta", 1)["l1"] == pytest.approx((after - before).abs().mean().item())
+    assert len(records[(records.kind == "delta") & (records.step == 0)]) == 0
+
+
+def test_a_tensor_changed_in_place_after_its_module_does_not_change_the_record():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.fc(x)
+            y += 100.0
+            return y
+
+    records = recorded(Residual(), torch.randn(3, 4), steps=2, kinds=("delta",))
+    assert row(records, "fc", "delta", 1)["l1"] == 0.0
+
+
+def test_calls_and_micro_batches_of_one_step_are_pooled_exactly():
+    fc = nn.Linear(4, 8)
+    x = torch.randn(6, 4)
+    whole = row(recorded(nn.Sequential(fc), x), "0")
+    model = nn.Sequential(fc)
+    with Recorder(model, width=8) as recorder:
+        model(x[:2])
+        model(x[2:])
+    pooled = row(recorder.records(), "0")
+    assert pooled["count"] == whole["count"] == 48
+    for statistic in ("l1", "rms", "max"):
+        assert pooled[statistic] == pytest.approx(whole[statistic], rel=1e-6)
+
+
+def test_every_tensor_of_a_nested_output_has_a_name():
+    Output = namedtuple("Output", ["logits", "cache"])
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return {"out": Output(x, [x * 2, None, "text"]), "loss": x.mean(), "ids": x.long()}
+
+    records = recorded(Model(), torch.ones(2, 3))
+    assert dict(zip(records.module, records.l1, strict=True)) == {
+        f"{ROOT}[out][0]": 1.0,
+        f"{ROOT}[out][1][0]": 2.0,
+    }
+
+
+def test_columns_order_and_roles():
+    cell = tiny_cell()
+    model = cell.build(64, 3, CPU)
+    with Recorder(model, width=64, seed=3) as recorder:
+        model(cell.batch(3, CPU)[0])
+    records = recorder.records()
+    assert list(records.columns) == COLUMNS
+    assert (records.width == 64).all()
+    assert (records.seed == 3).all()
+    order = records.set_index("module")["order"]
+    assert order["wte"] < order["blocks.0.attn.q"] < order["blocks.0.attn"] < order["blocks.1"] < order["lm_head"]
+    role = records.set_index("module")["role"]
+    assert role[["wte", "blocks.0.mlp.fc", "blocks.0.ln_1", "lm_head"]].tolist() == [
+        "input",
+        "hidden",
+        "vector",
+        "readout",
+    ]
+    assert pd.isna(role["blocks.0"])
+
+
+def test_modules_are_selected_by_pattern_and_an_unknown_one_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    assert recorded(model, torch.ones(1, 4), modules=["1", ROOT]).module.tolist() == ["1", ROOT]
+    with pytest.raises(ValueError, match=r"pattern 'blocks.*' matches no module; the model has \(model\), 0, 1"):
+        Recorder(model, width=4, modules=["blocks.*"])
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="'weights'"):
+        Recorder(nn.Linear(2, 2), width=2, kinds=("weights",))
+
+
+def test_delta_of_another_batch_is_refused():
+    model = nn.Linear(4, 4)
+    with Recorder(model, width=4, kinds=("delta",)) as recorder:
+        model(torch.ones(2, 4))
+        recorder.step()
+        with pytest.raises(ValueError, match=r"same batch.*\(3, 4\).*\(2, 4\)"):
+            model(torch.ones(3, 4))
+
+
+def test_a_module_that_runs_more_often_than_at_step_0_is_reported():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with Recorder(model, width=4) as recorder:
+        model(torch.ones(2, 4))
+        recorder.step()
+        model(torch.ones(2, 4))
+        model(torch.ones(2, 4))
+        with pytest.warns(UserWarning, match="different number of times at step 1"):
+            recorder.step()
+
+
+def test_nothing_is_recorded_or_left_behind_outside_the_block():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with Recorder(model, width=4) as recorder:
+        pass
+    model(torch.ones(2, 4))
+    assert len(recorder.records()) == 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_error_in_the_model_leaves_the_recorder_usable():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with Recorder(model, width=4) as recorder:
+        with pytest.raises(RuntimeError, match="shapes"):
+            model(torch.ones(2, 5))
+        model(torch.ones(2, 4))
+    assert torch.overrides._get_current_function_mode() is None
+    assert row(recorder.records(), "0")["count"] == 8
+
+
+def test_bf16_autocast_is_recorded_in_float32():
+    model = nn.Sequential(nn.Linear(64, 64))
+    x = torch.randn(32, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        records = recorded(model, x)
+        exact = model(x).double()
+    assert row(records, "0")["l1"] == pytest.approx(exact.abs().mean().item(), rel=1e-6)
+
+
+def test_no_recorded_step_reads_a_value_off_the_device():
+    """A meta tensor has no values, so anything that would wait for a GPU raises on it."""
+    cell = tiny_cell()
+    model = cell.structure(64)
+    mup.set_base_shapes(model, cell._base_infshapes, rescale_params=False)
+    batch = tuple(x.to("meta") for x in cell.batch(0, CPU))
+    with Recorder(model, width=64, kinds=("activation", "delta")) as recorder:
+        for _ in range(3):
+            cell.loss(model, batch).backward()
+            recorder.step()
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
+            recorder.records()
+
+
+@pytest.mark.gpu
+def test_no_recorded_step_synchronizes():
+    cell = tiny_cell()
+    device = torch.device("cuda")
+    model = cell.build(64, 0, device)
+    optimizer = cell.optimizer(model, 64)
+    batch = cell.batch(0, device)
+    with Recorder(model, width=64, kinds=("activation", "delta")) as recorder:
+        for step in range(4):
+            torch.cuda.set_sync_debug_mode("error" if step else "default")
+            try:
+                optimizer.zero_grad(set_to_none=True)
+                cell.loss(model, batch).backward()
+                optimizer.step()
+                recorder.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert set(recorder.records().step) == {0, 1, 2, 3}
+
+
+@pytest.mark.gpu
+def test_a_gpu_records_what_the_cpu_records():
+    cell = tiny_cell("readout=constant")
+    on_cpu = cell.build(64, 0, CPU)
+    on_gpu = cell.build(64, 0, CPU).to("cuda")
+    mup.set_base_shapes(on_gpu, cell._base_infshapes, rescale_params=False)
+    tokens = cell.batch(0, CPU)[0]
+    ours, theirs = recorded(on_cpu, tokens), recorded(on_gpu, tokens.cuda())
+    assert theirs["rms"].to_numpy() == pytest.approx(ours["rms"].to_numpy(), rel=1e-3)

@@ -1,0 +1,142 @@
+"""Runs: the same numbers whatever the workers, nothing lost to a fault, finished ones reused."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import plan_of, tiny_cell, tiny_config
+
+from coordcheck import check as checks
+from coordcheck.storage import RunStore, code_hash, write_atomically
+from coordcheck.sweep import RunQueue, default_workers, is_out_of_memory
+
+WIDTHS, SEEDS = (64, 128, 256), (0, 1)
+
+
+def queue(cell, **kwargs):
+    return RunQueue(cell, plan_of(cell.config), kwargs.pop("widths", WIDTHS), kwargs.pop("seeds", SEEDS), **kwargs)
+
+
+def breaking(cell, width, error):
+    """The cell, failing at one width."""
+    build = cell.build
+
+    def broken(at, seed, device):
+        if at == width:
+            raise error
+        return build(at, seed, device)
+
+    cell.build = broken
+    return cell
+
+
+@pytest.mark.parametrize("overrides", [[], ["embedding=tied", "readout=constant", "precision=bf16"]])
+def test_same_numbers_bit_for_bit_whatever_the_workers_and_the_order(overrides):
+    one = queue(tiny_cell(*overrides), workers=1).finish().records
+    four = queue(tiny_cell(*overrides), workers=4).finish().records
+    reordered = queue(tiny_cell(*overrides), workers=2, widths=WIDTHS[::-1], seeds=SEEDS[::-1]).finish().records
+    pd.testing.assert_frame_equal(one, four, check_exact=True)
+    pd.testing.assert_frame_equal(one, reordered, check_exact=True)
+
+
+def test_seeds_differ_and_widths_share_their_batch():
+    cell = tiny_cell()
+    records = queue(cell).finish().records
+    embedded = records[(records.module == "wpe") & (records.step == 0) & (records.width == 64)]
+    assert embedded.l1.nunique() == len(SEEDS)
+    assert cell.batch(0, torch.device("cpu"))[0].equal(tiny_cell().batch(0, torch.device("cpu"))[0])
+
+
+def test_the_cells_columns_come_first():
+    records = queue(tiny_cell(), seeds=(0,)).finish().records
+    assert list(records.columns[:6]) == ["model", "parametrization", "embedding", "readout", "optimizer", "width"]
+    assert records["optimizer"].unique().tolist() == ["adam lr=0.001"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        MemoryError(),
+    ],
+)
+def test_a_run_without_memory_is_named_and_loses_nothing_else(error):
+    done = queue(breaking(tiny_cell(), 256, error), workers=2).finish()
+    assert done.skipped == ["width 256 skipped: out of memory"]
+    assert sorted(done.records.width.unique()) == [64, 128]
+
+
+def test_no_memory_at_all_is_an_error():
+    cell = tiny_cell()
+    cell.build = lambda *_: (_ for _ in ()).throw(MemoryError())
+    with pytest.raises(ValueError, match=r"no run of widths \[64, 128, 256\] fits into the memory of cpu"):
+        queue(cell).finish()
+
+
+def test_another_error_is_not_swallowed():
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        queue(breaking(tiny_cell(), 128, RuntimeError("shapes cannot be multiplied"))).finish()
+
+
+def test_a_diverged_run_is_data():
+    done = queue(tiny_cell("optimizer.lr=1e30", "readout=constant")).finish()
+    assert done.skipped == []
+    assert (done.records[done.records.step == 0].nonfinite == 0).all()
+    assert (done.records[(done.records.step == 3) & (done.records.module == "lm_head")].nonfinite > 0).all()
+
+
+def test_an_interrupted_check_keeps_its_finished_runs_and_goes_on_from_there(tmp_path):
+    store = RunStore(tmp_path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt):
+        queue(breaking(tiny_cell(), 64, KeyboardInterrupt()), store=store).finish()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 4  # widths 256 and 128, two seeds each: the longest run first
+    resumed = queue(tiny_cell(), store=store).finish().records
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    pd.testing.assert_frame_equal(resumed, queue(tiny_cell()).finish().records, check_exact=True)
+
+
+def test_stored_runs_are_keyed_by_what_determines_their_numbers(tmp_path):
+    frame = pd.DataFrame({"l1": [1.0]})
+    RunStore(tmp_path, {"lr": 0.1}).put(64, 0, frame)
+    assert RunStore(tmp_path, {"lr": 0.1}).get(64, 0) is not None
+    assert RunStore(tmp_path, {"lr": 0.2}).get(64, 0) is None
+    assert RunStore(tmp_path, {"lr": 0.1}).get(128, 0) is None
+    assert RunStore(tmp_path, {"lr": 0.1}).get(64, 1) is None
+    assert RunStore(tmp_path, {"lr": 0.1}, reuse=False).get(64, 0) is None
+
+
+def test_what_does_not_change_the_numbers_does_not_change_the_key(tmp_path):
+    def key(*overrides):
+        config = tiny_config(f"runs={tmp_path}", *overrides)
+        return checks._store(config, "corpus", "cpu")._path(64, 0)
+
+    assert key() == key("seeds=9", "widths=[64,128,512]", "workers=3", "name=mine", "gate.confidence=0.9")
+    assert len({key(), key("optimizer.lr=0.1"), key("model.depth=3"), key("steps=2"), key("precision=bf16")}) == 5
+
+
+def test_the_code_is_part_of_the_key(monkeypatch, tmp_path):
+    before = RunStore(tmp_path, {})._path(64, 0)
+    monkeypatch.setattr("coordcheck.storage.code_hash", lambda: "other")
+    assert RunStore(tmp_path, {})._path(64, 0) != before
+    assert len(code_hash()) == 64
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "verdict.json"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["verdict.json"]
+
+
+def test_one_worker_on_a_gpu():
+    assert default_workers(torch.device("cuda")) == 1
+    assert default_workers(torch.device("cpu")) >= 1

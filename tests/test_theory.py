@@ -1,0 +1,43 @@
+"""Expected exponents: derived by hand from sums of independent or aligned terms."""
+
+import pytest
+
+from coordcheck.theory import expected
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "role", "kind", "step", "readout", "low", "high"),
+    [
+        # every entry of a hidden activation, and every change of one, is O(1)
+        ("mup", "hidden", "activation", 0, None, 0.0, 0.0),
+        ("mup", "hidden", "delta", 3, None, 0.0, 0.0),
+        ("mup", "vector", "activation", 2, None, 0.0, 0.0),
+        ("mup", "input", "activation", 1, None, 0.0, 0.0),
+        # width independent terms of size 1, times 1/width: width^(1/2 - 1)
+        ("mup", "readout", "activation", 0, "constant", -0.5, -0.5),
+        # width independent terms of size width^-1/2, times 1/width
+        ("mup", "readout", "activation", 0, "fan_in", -1.0, -1.0),
+        ("mup", "readout", "activation", 3, "constant", -0.5, 0.0),
+        ("mup", "readout", "activation", 0, None, -0.5, 0.0),
+        ("mup", "readout", "delta", 1, "zero", -0.5, 0.0),
+        ("mup", "attention_logits", "activation", 0, None, -0.5, 0.0),
+        ("sp", "hidden", "activation", 0, None, 0.0, 0.0),
+        # width independent terms of size 1 without a multiplier
+        ("sp", "readout", "activation", 0, "constant", 0.5, 0.5),
+        ("sp", "readout", "activation", 0, "fan_in", 0.0, 0.0),
+    ],
+)
+def test_expected_range(parametrization, role, kind, step, readout, low, high):
+    expectation = expected(parametrization, role, kind, step, readout)
+    assert (expectation.low, expectation.high) == (low, high)
+    assert "arXiv" in expectation.source
+
+
+def test_adam_in_standard_parametrization_may_move_hidden_activations_by_width():
+    expectation = expected("sp", "hidden", "delta", 1)
+    assert expectation.low <= 1.0 <= expectation.high
+
+
+def test_an_unknown_parametrization_is_named():
+    with pytest.raises(ValueError, match=r"'ntk'.*expect='mup'"):
+        expected("ntk", "hidden", "delta", 1)

@@ -1,0 +1,143 @@
+"""Verdicts on curves with known exponents."""
+
+import numpy as np
+import pytest
+from conftest import power, synthetic
+from scipy import stats
+
+from coordcheck.slopes import fit
+from coordcheck.verdict import findings, first_at_fault, judge, overall, seeds_to_decide, worst_first
+
+
+def judged(gate, curves, readout=None, **kwargs):
+    return judge(fit(synthetic(curves, **kwargs)), gate, readout)
+
+
+def verdict_of(gate, of, kind="activation", step=1, **kwargs):
+    return judged(gate, {("fc", kind, step): of}, **kwargs)["verdict"].item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "exponent", "verdict"),
+    [
+        ("activation", 0.0, "pass"),
+        ("activation", 0.09, "pass"),
+        ("activation", 0.11, "explodes"),
+        ("activation", -0.14, "pass"),
+        ("activation", -0.16, "vanishes"),
+        ("delta", 0.19, "pass"),
+        ("delta", 0.21, "explodes"),
+        ("delta", -0.29, "pass"),
+        ("delta", -0.31, "vanishes"),
+    ],
+)
+def test_each_side_of_each_tolerance(gate, kind, exponent, verdict):
+    assert verdict_of(gate, power(exponent), kind) == verdict
+
+
+def test_an_interval_across_the_border_is_inconclusive_and_says_how_many_seeds_decide(gate):
+    row = judged(gate, {("fc", "activation", 1): power(0.05, noise=0.06)}).iloc[0]
+    assert row["verdict"] == "inconclusive"
+    needed = seeds_to_decide(row, gate)
+    margin = 0.10 - row["slope"]
+
+    def half(n):
+        return stats.t.ppf(0.975, n - 1) * row["slope_std"] / np.sqrt(n)
+
+    assert half(needed) < margin <= half(needed - 1)
+    assert (
+        f"About {needed} seeds" in findings(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate)[0].advice
+    )
+
+
+def test_a_slope_on_the_border_is_not_promised_a_number_of_seeds(gate):
+    row = judged(gate, {("fc", "activation", 1): power(0.10, noise=0.06)}).iloc[0]
+    assert seeds_to_decide(row, gate) is None
+
+
+def test_one_seed_is_inconclusive_and_asks_for_more(gate):
+    table = judged(gate, {("fc", "activation", 1): power(0.9)}, seeds=1)
+    assert table["verdict"].item() == "inconclusive"
+    assert "at least 2" in findings(table, gate)[0].advice
+
+
+def test_two_widths_are_inconclusive(gate):
+    assert verdict_of(gate, power(0.0), widths=(64, 128)) == "inconclusive"
+
+
+def test_non_finite_beats_every_slope(gate):
+    assert verdict_of(gate, lambda w, s: np.inf if w == 512 else 1.0) == "nonfinite"
+
+
+def test_zero_passes_at_step_0_and_is_dead_later(gate):
+    assert verdict_of(gate, lambda w, s: 0.0, step=0) == "pass"
+    assert verdict_of(gate, lambda w, s: 0.0, step=1) == "dead"
+
+
+def test_zero_at_one_width_only_is_dead(gate):
+    assert verdict_of(gate, lambda w, s: 0.0 if w == 64 else 1.0, step=0) == "dead"
+
+
+def test_nothing_moves_at_step_1_behind_a_zero_readout(gate):
+    moved = {("fc", "delta", 1): lambda w, s: 0.0, ("fc", "delta", 2): power(0.0)}
+    alone = judged(gate, moved).set_index("step")["verdict"]
+    assert alone.to_dict() == {1: "dead", 2: "pass"}
+    zero = synthetic({("head", "activation", 0): lambda w, s: 0.0}, role="readout")
+    import pandas as pd
+
+    behind = judge(fit(pd.concat([synthetic(moved), zero])), gate)
+    assert (behind["verdict"] == "pass").all()
+
+
+@pytest.mark.parametrize(("readout", "verdict"), [("constant", "vanishes"), ("fan_in", "pass"), (None, "vanishes")])
+def test_the_readouts_init_decides_what_is_expected_of_the_logits(gate, readout, verdict):
+    table = judged(gate, {("head", "activation", 0): power(-1.0)}, readout, role="readout")
+    assert table["verdict"].item() == verdict
+
+
+def test_overall(gate):
+    passing = judged(gate, {("a", "activation", 0): power(0.0)})
+    undecided = judged(gate, {("a", "activation", 0): power(0.05, 0.06)})
+    failing = judged(gate, {("a", "activation", 0): power(0.5)})
+    assert overall(passing, True) == "pass"
+    assert overall(passing, None) == "pass"
+    assert overall(passing, False) == "inconclusive"
+    assert overall(undecided, True) == "inconclusive"
+    assert overall(failing, True) == "fail"
+    assert overall(failing, False) == "fail"
+
+
+def test_a_check_that_moves_nothing_and_whose_control_shows_nothing_is_inconclusive(gate):
+    still = judged(gate, {("a", "activation", 0): power(0.0), ("a", "delta", 1): lambda w, s: 0.0})
+    assert overall(still, False) == "inconclusive"
+    assert overall(still, True) == "fail"
+
+
+def test_worst_first_and_first_at_fault(gate):
+    table = judged(
+        gate,
+        {
+            ("a", "activation", 0): power(0.0),
+            ("b", "activation", 1): power(0.3),
+            ("c", "activation", 1): power(0.9),
+            ("d", "delta", 2): lambda w, s: np.nan,
+            ("e", "activation", 0): power(0.05, 0.06),
+        },
+    )
+    assert worst_first(table)["module"].tolist() == ["d", "c", "b", "e", "a"]
+    assert first_at_fault(table)["module"] == "b"
+    assert [finding.module for finding in findings(table, gate)] == ["d", "c", "b", "e"]
+
+
+def test_a_finding_says_slope_interval_and_expectation(gate):
+    finding = findings(judged(gate, {("fc", "delta", 2): power(0.87)}), gate)[0]
+    assert (finding.verdict, finding.module, finding.kind, finding.step) == ("explodes", "fc", "delta", 2)
+    assert finding.expected == (0.0, 0.0)
+    assert "width^+0.87 [+0.87, +0.87]" in str(finding)
+    assert "expected +0.00" in str(finding)
+    assert "learning rate" in finding.advice
+
+
+def test_nothing_passes_that_is_missing(gate):
+    assert first_at_fault(judged(gate, {("a", "activation", 0): power(0.0)})) is None
+    assert findings(judged(gate, {("a", "activation", 0): power(0.0)}), gate) == []
