@@ -49,13 +49,17 @@ def _job(merged: DictConfig) -> None:
 
 def _check(merged: DictConfig, directory: Path) -> None:
     config = from_hydra(merged)
-    from coordcheck.check import check_config
-    from coordcheck.report import make_console, print_check, save_check
+    from coordcheck.check import PICTURE, check_config
+    from coordcheck.report import make_console, print_check
+    from coordcheck.storage import copy_atomically
 
     check = check_config(config)
     name = directory.name if HydraConfig.get().mode == RunMode.MULTIRUN else config.name
     picture = None if config.plots is None else Path(config.plots) / f"{name}.png"
-    print_check(check, make_console(), save_check(check, directory, picture))
+    check.save(directory)
+    if picture is not None:
+        copy_atomically(directory / PICTURE, picture)
+    print_check(check, make_console(), directory, picture)
 
 
 def main() -> None:
@@ -123,12 +127,13 @@ def report() -> None:
 
 def _report(directories: list[Path], summary: Path | None) -> int:
     from coordcheck.check import CoordCheck
-    from coordcheck.report import exit_code, find_checks, make_console, print_check, save_check, summarize
+    from coordcheck.report import exit_code, find_checks, make_console, print_check, summarize
 
     console = make_console()
     checks = {path: CoordCheck.load(path) for path in find_checks(directories)}
     for path, check in checks.items():
-        print_check(check, console, save_check(check, path, None))
+        check.save(path)
+        print_check(check, console, path)
     if len(checks) > 1:
         summarize(checks, summary or directories[0], console)
     return exit_code([check.verdict for check in checks.values()])

@@ -63,7 +63,7 @@ def sums(x: Tensor) -> Tensor:
         x = x.float()
     size = x.abs()
     total = size.sum(dtype=x.dtype)
-    chunks = x.reshape(-1).split(CPU_CHUNK if x.device.type == "cpu" else INT32_MAX)
+    chunks = torch.split(x.reshape(-1), CPU_CHUNK if x.device.type == "cpu" else INT32_MAX)
     squares = torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
     # Reading a value of a CPU tensor is free, counting is not; on a GPU it is the other way round.
     if x.device.type == "cpu" and math.isfinite(total):

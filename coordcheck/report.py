@@ -60,7 +60,7 @@ def format_slope(row: pd.Series) -> str:
     return f"{row['slope']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
 
 
-def print_check(check: CoordCheck, console: Console, paths: Sequence[Path]) -> None:
+def print_check(check: CoordCheck, console: Console, directory: Path, picture: Path | None = None) -> None:
     """The table of the worst curves, the verdict, the control and the files."""
     table = Table(title=describe_cell(check), title_justify="left", title_style="bold")
     rows = worst_curves(check)
@@ -76,7 +76,9 @@ def print_check(check: CoordCheck, console: Console, paths: Sequence[Path]) -> N
     console.print(str(check.control), markup=False)
     for sentence in check.skipped:
         console.print(sentence, style="yellow", markup=False)
-    console.print("Files: " + "  ".join(str(path) for path in paths), markup=False)
+    console.print(f"Files in {directory}: {PICTURE} {TEXT} {SLOPES} {VERDICT} {RECORDS}", markup=False)
+    if picture is not None:
+        console.print(f"Picture: {picture}", markup=False)
 
 
 def markdown(check: CoordCheck) -> str:
@@ -111,21 +113,6 @@ def markdown_table(frame: pd.DataFrame) -> str:
     """A frame of strings as a Markdown table."""
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows)
-
-
-def save_check(check: CoordCheck, directory: Path, picture: Path | None) -> list[Path]:
-    """Writes a check's directory, and its picture a second time where `picture` says.
-
-    Returns:
-        The files.
-    """
-    check.save(directory)
-    files = [directory / name for name in (PICTURE, TEXT, SLOPES, VERDICT, RECORDS)]
-    if picture is not None:
-        data = (directory / PICTURE).read_bytes()
-        write_atomically(picture, lambda temporary: temporary.write_bytes(data))
-        files.append(picture)
-    return files
 
 
 def find_checks(directories: Sequence[Path]) -> list[Path]:

@@ -7,6 +7,7 @@ numbers, this package's own code included.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -33,6 +34,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copies a file to `path`, whole or not at all."""
+    write_atomically(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 class RunStore:

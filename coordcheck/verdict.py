@@ -91,13 +91,12 @@ def _zero_is_due(slopes: pd.DataFrame) -> pd.Series:
     """Where a curve may be exactly zero.
 
     At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
-    gradient passes the readout, so nothing before it has changed at step 1.
+    gradient passes the readout, so at step 1 nothing before it has changed.
     """
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
     starts_at_zero = len(logits) > 0 and bool((logits["n_zero"] > 0).all())
-    unmoved = (slopes["step"] == 1) & (slopes["kind"] == "delta") & starts_at_zero
-    return first | unmoved
+    return first | ((slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero)
 
 
 def overall(judged: pd.DataFrame, control_saw: bool | None) -> str:

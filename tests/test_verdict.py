@@ -1,6 +1,7 @@
 """Verdicts on curves with known exponents."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import power, synthetic
 from scipy import stats
@@ -82,11 +83,10 @@ def test_nothing_moves_at_step_1_behind_a_zero_readout(gate):
     moved = {("fc", "delta", 1): lambda w, s: 0.0, ("fc", "delta", 2): power(0.0)}
     alone = judged(gate, moved).set_index("step")["verdict"]
     assert alone.to_dict() == {1: "dead", 2: "pass"}
-    zero = synthetic({("head", "activation", 0): lambda w, s: 0.0}, role="readout")
-    import pandas as pd
-
+    moved |= {("wpe", "activation", 0): lambda w, s: 0.0, ("wpe", "activation", 1): lambda w, s: 0.0}
+    zero = synthetic({("head", "activation", step): lambda w, s: 0.0 for step in (0, 1)}, role="readout")
     behind = judge(fit(pd.concat([synthetic(moved), zero])), gate)
-    assert (behind["verdict"] == "pass").all()
+    assert behind[behind["verdict"] != "pass"][["module", "step"]].values.tolist() == [["head", 1]]
 
 
 @pytest.mark.parametrize(("readout", "verdict"), [("constant", "vanishes"), ("fan_in", "pass"), (None, "vanishes")])

@@ -1,0 +1,185 @@
+"""The commands as a user runs them, each in its own process and an empty directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+TINY = ["experiment=tiny", "widths=[64,128,256]", "seeds=3", "data.context=16", "data.batch=2"]
+NO_TORCH = "import sys; sys.modules['torch'] = None; import coordcheck.cli; "
+
+
+def command(directory, *arguments, entry="main", prelude="import coordcheck.cli; "):
+    code = f"{prelude}coordcheck.cli.{entry}()"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning:coordcheck", "-c", code, *arguments],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+
+
+def run(directory, *arguments, **kwargs):
+    process = command(directory, *arguments, **kwargs)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("check")
+    return directory, *run(directory, *TINY, "parametrization=sp")
+
+
+def test_a_failing_check_exits_3_and_leaves_its_files(checked):
+    directory, code, out, err = checked
+    assert (code, err) == (3, "")
+    assert "FAIL: " in out
+    assert "Control (the same model in standard parametrization" in out
+    home = directory / "checks/gpt-sp-untied-zero-adam"
+    assert sorted(path.name for path in home.iterdir()) == [
+        ".hydra",
+        "records.parquet",
+        "report.md",
+        "report.png",
+        "slopes.csv",
+        "verdict.json",
+    ]
+    assert (directory / "plots/gpt-sp-untied-zero-adam.png").read_bytes() == (home / "report.png").read_bytes()
+    assert "Files in checks/gpt-sp-untied-zero-adam: report.png report.md slopes.csv" in out
+    assert "Picture: plots/gpt-sp-untied-zero-adam.png" in out
+    said = json.loads((home / "verdict.json").read_text())
+    assert said["config"]["parametrization"]["name"] == "sp"
+    assert len(said["corpus_sha256"]) == 64
+
+
+def test_the_same_command_reuses_its_runs(checked):
+    directory, *_ = checked
+    runs = {path: path.stat().st_mtime_ns for path in (directory / "checks/runs").iterdir()}
+    before = (directory / "checks/gpt-sp-untied-zero-adam/records.parquet").read_bytes()
+    assert len(runs) == 9  # the control of a cell in standard parametrization is the cell itself
+    assert run(directory, *TINY, "parametrization=sp")[0] == 3
+    assert {path: path.stat().st_mtime_ns for path in (directory / "checks/runs").iterdir()} == runs
+    assert (directory / "checks/gpt-sp-untied-zero-adam/records.parquet").read_bytes() == before
+
+
+def test_report_rebuilds_everything_without_torch(checked, tmp_path):
+    directory, *_ = checked
+    home = directory / "checks/gpt-sp-untied-zero-adam"
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for name in ("records.parquet", "verdict.json"):
+        (copy / name).write_bytes((home / name).read_bytes())
+    code, out, err = run(tmp_path, "elsewhere", entry="report", prelude=NO_TORCH)
+    assert (code, err) == (3, "")
+    assert "FAIL: " in out
+    assert (copy / "slopes.csv").read_text() == (home / "slopes.csv").read_text()
+    assert json.loads((copy / "verdict.json").read_text()) == json.loads((home / "verdict.json").read_text())
+    assert (copy / "report.png").stat().st_size > 10_000
+
+
+def test_report_of_nothing_is_a_clear_error(tmp_path):
+    code, _, err = run(tmp_path, ".", entry="report", prelude=NO_TORCH)
+    assert code == 1
+    assert err.startswith("coordcheck-report: . holds no records.parquet")
+    assert run(tmp_path, entry="report", prelude=NO_TORCH)[0] == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "install=bash"], ["--hydra-help"]])
+def test_help_needs_no_torch_and_no_pandas(tmp_path, arguments):
+    heavy = "import sys; sys.modules.update(dict.fromkeys(['torch', 'pandas', 'matplotlib', 'mup'])); "
+    code, out, err = run(tmp_path, *arguments, prelude=f"{heavy}import coordcheck.cli; ")
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_help_answers_within_a_second(tmp_path):
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        code, out, _ = run(tmp_path, "--help")
+        times.append(time.perf_counter() - start)
+    assert code == 0
+    assert "coordcheck -m embedding=untied,tied" in out
+    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["widths=[64,128]"], 1, "`widths` needs at least 3 distinct"),
+        (["device=abacus"], 1, "`device` must be one that this machine"),
+        (["data=file", "data.path=missing.txt"], 1, "`data.path` must be a file that exists; got missing.txt"),
+        (["modules=[head]", "control=false"], 1, "`modules` pattern 'head' matches no module"),
+        (["steps=0"], 1, "`steps` counts recorded forward passes"),
+        (["model.deepth=3"], 1, "deepth"),
+        (["embedding=knotted"], 1, "knotted"),
+        (["--nonsense"], 2, "nonsense"),
+    ],
+)
+def test_bad_configuration_is_a_message_and_not_a_traceback(tmp_path, arguments, code, message):
+    found, _, err = run(tmp_path, *TINY, *arguments)
+    assert found == code
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "checks/runs").exists()
+
+
+def test_a_sweep_ends_with_one_summary_and_one_exit_code_and_survives_a_bad_cell(tmp_path):
+    arguments = [
+        *TINY,
+        "readout=zero,constant",
+        "embedding.name=untied,tied",
+        "embedding.position_std=0",
+        "control=false",
+    ]
+    code, out, err = run(tmp_path, "-m", *arguments)
+    assert code == 1
+    (sweep,) = [path for path in (tmp_path / "checks").iterdir() if path.name != "runs"]
+    summary = pd.read_csv(sweep / "summary.csv")
+    assert len(summary) == 3
+    assert (sweep / "summary.png").stat().st_size > 10_000
+    assert "makes the shared embedding zero" in err
+    assert out.count("makes the shared embedding zero") == 1
+    assert len(list((tmp_path / "plots").iterdir())) == 3
+    cells = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    code, out, _ = run(tmp_path, str(sweep), entry="report", prelude=NO_TORCH)
+    assert code in (0, 4)
+    assert "3 cells" in out
+    assert len(cells) == 4
+
+
+def test_ctrl_c_keeps_finished_runs_and_the_command_goes_on(tmp_path):
+    arguments = [*TINY, "widths=[64,128,256,512,1024]", "workers=1", "control=false"]
+    process = command(tmp_path, *arguments)
+    runs = tmp_path / "checks/runs"
+    deadline = time.monotonic() + 120
+    while not (runs.is_dir() and list(runs.glob("[!.]*.parquet"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "finished runs are kept" in err
+    assert "Traceback" not in err
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("[!.]*.parquet")}
+    assert 1 <= len(kept) < 15
+    assert run(tmp_path, *arguments)[0] in (0, 3, 4)
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
+    assert len(list(runs.glob("[!.]*.parquet"))) == 15
+
+
+def test_the_configuration_ships_with_the_package():
+    from importlib.resources import files
+
+    root = Path(str(files("coordcheck.configs")))
+    groups = {path.parent.name for path in root.glob("*/*.yaml")}
+    assert groups == {"model", "parametrization", "embedding", "readout", "optimizer", "data", "gate", "experiment"}
+    assert (root / "hydra/help/coordcheck.yaml").is_file()
