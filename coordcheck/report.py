@@ -35,8 +35,8 @@ def make_console() -> Console:
 
 
 def worst_curves(check: CoordCheck, most: int = WORST) -> pd.DataFrame:
-    """The worst curves as text: module, kind, step, slope with interval, expected range, verdict."""
-    rows = worst_first(check.slopes).head(most)
+    """The worst curve of each module as text, worst modules first."""
+    rows = worst_first(check.slopes).drop_duplicates("module").head(most)
     return pd.DataFrame(
         {
             "module": rows["module"],
@@ -69,9 +69,9 @@ def print_check(check: CoordCheck, console: Console, directory: Path, picture: P
     for *cells, said in rows.to_numpy().tolist():
         table.add_row(*map(escape, cells), f"[{STYLES.get(said, STYLES['fail'])}]{said}[/]")
     console.print(table)
-    rest = len(check.slopes) - len(rows)
+    rest = check.slopes["module"].nunique() - len(rows)
     if rest > 0:
-        console.print(f"... and {rest} curves more, all of them in {SLOPES}")
+        console.print(f"... the worst curve of each module; {rest} modules more in {TEXT}, all curves in {SLOPES}")
     console.print(check.sentence(), style=STYLES[check.verdict], markup=False)
     console.print(str(check.control), markup=False)
     for sentence in check.skipped:
@@ -93,9 +93,9 @@ def markdown(check: CoordCheck) -> str:
         "",
         f"![curves and slopes]({PICTURE})",
         "",
-        "## Worst curves",
+        "## Worst curve of each module",
         "",
-        markdown_table(worst_curves(check, 20)),
+        markdown_table(worst_curves(check, len(check.slopes))),
         "",
         "## Findings",
         "",
