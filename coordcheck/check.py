@@ -24,6 +24,7 @@ from coordcheck.config import (
     check_axes,
     default_gate,
     gate_from,
+    seeds_of,
 )
 from coordcheck.slopes import cell_columns, fit
 from coordcheck.storage import RunStore, write_atomically
@@ -333,7 +334,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             plan,
             config.gate,
             config.widths,
-            list(range(config.seeds)),
+            seeds_of(config),
             store=lambda c: _store(c.config, c.corpus.sha256, str(device)),
             workers=config.workers or default_workers(device),
             readout=config.readout.name,
@@ -416,10 +417,11 @@ def current_versions() -> dict[str, str]:
 
 def _store(config: CheckConfig, corpus_sha256: str, device: str) -> RunStore:
     """Where runs of a configured cell are kept, keyed by what their numbers depend on."""
-    irrelevant = (
+    irrelevant = {
         "name",
         "widths",
         "seeds",
+        "first_seed",
         "gate",
         "control",
         "workers",
@@ -427,7 +429,7 @@ def _store(config: CheckConfig, corpus_sha256: str, device: str) -> RunStore:
         "runs",
         "plots",
         "device",
-    )
+    }
     numbers = {key: value for key, value in dataclasses.asdict(config).items() if key not in irrelevant}
     return RunStore(
         Path(config.runs),

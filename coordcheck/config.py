@@ -168,6 +168,7 @@ class CheckConfig:
     widths: list[int]
     base_width: int
     seeds: int
+    first_seed: int
     steps: int
     kinds: list[str]
     modules: list[str] | None
@@ -259,6 +260,11 @@ def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: S
         )
 
 
+def seeds_of(config: CheckConfig) -> list[int]:
+    """The seeds of a check."""
+    return list(range(config.first_seed, config.first_seed + config.seeds))
+
+
 def head_count(model: ModelConfig, width: int) -> int:
     """Number of attention heads at `width`.
 
@@ -287,7 +293,9 @@ def validate(config: CheckConfig) -> None:
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
-    check_axes(config.widths, range(config.seeds), config.steps, config.kinds)
+    check_axes(config.widths, seeds_of(config), config.steps, config.kinds)
+    if config.first_seed < 0:
+        raise ValueError(f"`first_seed` is zero or more; got {config.first_seed}. For example first_seed=100.")
     if config.model.name != "gpt":
         raise ValueError(f"`model.name` is one of ['gpt']; got {config.model.name!r}. For example model=gpt.")
     for width in (*config.widths, config.base_width):

@@ -6,8 +6,6 @@ their residuals is too narrow (in a simulation with 5 widths and 3 seeds whose s
 cover 74% and cluster-robust z-intervals 80% at nominal 95%, this one 94%). Works on records that anybody wrote.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -65,18 +63,8 @@ def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         slope NaN. A role that no record states is "hidden" if the tensor grows with width, else "readout".
     """
     keys = curve_columns(records)
-    table = records.assign(size=sizes(records))
-    logs = table.assign(log=np.log2(table["size"].where(table["size"] > 0)))
-    logs.loc[~np.isfinite(logs["log"]) | (logs["nonfinite"] > 0), "log"] = np.nan
-    wide = logs.pivot_table(index=[*keys, "seed"], columns="width", values="log", aggfunc="mean", dropna=False)
-    wide = wide.reindex(pd.MultiIndex.from_frame(logs[[*keys, "seed"]].drop_duplicates()))
-    x = np.log2(wide.columns.to_numpy(dtype=float))
-    y = wide.to_numpy(dtype=float)
-    per_seed = pd.DataFrame(
-        {"slope": _slope(x, y), "bend": _bend(x, y), "n_widths": np.isfinite(y).sum(axis=1)}, index=wide.index
-    ).reset_index()
-    estimates = per_seed.groupby(keys, sort=False).apply(_estimate, confidence=confidence).reset_index()
-    return facts(table, keys).merge(estimates, on=keys, how="left")[
+    estimates = seed_slopes(records).groupby(keys, sort=False).apply(_estimate, confidence=confidence).reset_index()
+    return facts(records).merge(estimates, on=keys, how="left")[
         [
             *cell_columns(records),
             *("module", "order", "role", "kind", "step", "slope", "ci_low", "ci_high"),
@@ -85,9 +73,30 @@ def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     ]
 
 
-def facts(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
+    """The fit of each curve and seed.
+
+    Returns:
+        One row per curve and seed: what identifies them, ``slope``, ``bend`` (slope at the widest point minus
+        slope at the narrowest, of a parabola) and ``n_widths``; slope NaN where fewer than three widths are
+        finite and not zero.
+    """
+    keys = [*curve_columns(records), "seed"]
+    size = sizes(records)
+    usable = np.isfinite(size) & (size > 0) & (records["nonfinite"] == 0)
+    logs = records.assign(log=np.log2(size.where(usable)))
+    wide = logs.pivot_table(index=keys, columns="width", values="log", aggfunc="mean", dropna=False)
+    wide = wide.reindex(pd.MultiIndex.from_frame(logs[keys].drop_duplicates()))
+    x = np.log2(wide.columns.to_numpy(dtype=float))
+    y = wide.to_numpy(dtype=float)
+    fits = {"slope": _slope(x, y), "bend": _bend(x, y), "n_widths": np.isfinite(y).sum(axis=1)}
+    return pd.DataFrame(fits, index=wide.index).reset_index()
+
+
+def facts(records: pd.DataFrame) -> pd.DataFrame:
     """What a curve is, apart from its slope: one row per curve, in forward order."""
-    grouped = table.assign(zero=table["size"] == 0, bad=table["nonfinite"] > 0).groupby(list(keys), sort=False)
+    flags = records.assign(zero=sizes(records) == 0, bad=records["nonfinite"] > 0)
+    grouped = flags.groupby(curve_columns(records), sort=False)
     curves = grouped.agg(
         order=("order", "min"),
         role=("role", "first"),

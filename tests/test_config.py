@@ -26,6 +26,7 @@ def test_the_default_is_the_main_job():
         (["base_width=48"], r"32 does not divide 48"),
         (["steps=0"], r"`steps`.*at least 1; got 0.*steps=4"),
         (["seeds=0"], r"`seeds`.*at least one; got \[\].*seeds=5"),
+        (["first_seed=-1"], r"`first_seed` is zero or more; got -1"),
         (["kinds=[gradients]"], r"`kinds`.*\['gradients'\]"),
         (["workers=0"], r"`workers` is at least 1; got 0"),
         (["data.batch=0"], r"`data.batch` is at least 1; got 0"),
