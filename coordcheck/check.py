@@ -17,6 +17,7 @@ import pandas as pd
 
 from coordcheck import verdict as verdicts
 from coordcheck.config import (
+    NO_NUMBERS,
     CheckConfig,
     GateConfig,
     Parametrization,
@@ -140,7 +141,7 @@ class CoordCheck:
             control=control,
             gate=gate,
             skipped=list(skipped),
-            config=dict(config or {}),
+            config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
             versions=dict(versions or {}),
             corpus_sha256=corpus_sha256,
         )
@@ -178,6 +179,12 @@ class CoordCheck:
         write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
         self.plot(directory / PICTURE)
         write_atomically(directory / TEXT, lambda path: path.write_text(markdown(self)))
+
+    def to_mup(self) -> pd.DataFrame:
+        """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
+        from coordcheck.mup_format import to_mup
+
+        return to_mup(self.records)
 
     def to_json(self) -> str:
         """The content of ``verdict.json``."""
@@ -283,28 +290,19 @@ def coord_check(
     gate = dataclasses.replace(default_gate(), expect=_member(Parametrization, "expect", expect))
     where = pick_device(device)
     plan = RunPlan(steps, kinds, modules, where, _member(Precision, "precision", precision))
+    config = {"widths": list(widths), "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
+    config |= {"modules": None if modules is None else list(modules), "precision": precision}
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        cell = OwnCell(build, batch, optimizer or _adam, loss, widths)
-        twin: Cell | None
-        if control is False:
-            twin, name = None, "none"
-        elif control is None:
-            twin, name = (
-                FasterWithWidth(build, batch, optimizer or _adam, loss, widths),
-                "every learning rate times width / smallest width",
-            )
-        else:
+        train = optimizer or _adam
+        cell = OwnCell(build, batch, train, loss, widths)
+        twin: Cell | None = None
+        name = "none"
+        if control is None:
+            twin = FasterWithWidth(build, batch, train, loss, widths)
+            name = "every learning rate times width / smallest width"
+        elif control is not False:
             twin, name = OwnCell(control[0], batch, control[1], loss, widths), "your own"
-        return _check(
-            cell,
-            twin,
-            name,
-            plan,
-            gate,
-            widths,
-            seed_list,
-            config={"widths": list(widths), "seeds": seed_list},
-        )
+        return _check(cell, twin, name, plan, gate, widths, seed_list, config=config)
 
 
 def check_config(config: CheckConfig) -> CoordCheck:
@@ -417,20 +415,8 @@ def current_versions() -> dict[str, str]:
 
 def _store(config: CheckConfig, corpus_sha256: str, device: str) -> RunStore:
     """Where runs of a configured cell are kept, keyed by what their numbers depend on."""
-    irrelevant = {
-        "name",
-        "widths",
-        "seeds",
-        "first_seed",
-        "gate",
-        "control",
-        "workers",
-        "resume",
-        "runs",
-        "plots",
-        "device",
-    }
-    numbers = {key: value for key, value in dataclasses.asdict(config).items() if key not in irrelevant}
+    values = dataclasses.asdict(config)
+    numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
     return RunStore(
         Path(config.runs),
         {**numbers, "corpus": corpus_sha256, "device": device, "versions": current_versions()},

@@ -7,8 +7,9 @@ directory, and the exit code is made from those directories after Hydra has retu
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from coordcheck.config import from_hydra, register_schema
+
+if TYPE_CHECKING:
+    from coordcheck.check import CoordCheck
 
 ERROR = "error.txt"
 INTERRUPTED = 130
@@ -110,30 +114,111 @@ def _end_of_sweep(directory: Path) -> int:
 
 def report() -> None:
     """``coordcheck-report DIR...``: rebuilds tables and figures from stored records, without torch."""
-    parser = argparse.ArgumentParser(
-        prog="coordcheck-report",
-        description="Fit and judge stored records anew, and write their tables and figures. Exit codes: 0 pass, "
-        "3 fail, 4 inconclusive, 1 and 2 bad input or usage.",
+    parser = _parser(
+        "coordcheck-report",
+        "Fit and judge stored records anew, and write their tables and figures.",
     )
     parser.add_argument("directory", nargs="+", type=Path, help="a check's directory, or one above several")
-    parser.add_argument("--summary", type=Path, default=None, help="where the summary of several checks goes")
-    arguments = parser.parse_args()
-    try:
-        raise SystemExit(_report(arguments.directory, arguments.summary))
-    except ValueError as error:
-        print(f"coordcheck-report: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    parser.add_argument("--summary", type=Path, help="where the summary of several checks goes; default: the first DIR")
+    _exit(_report, parser)
 
 
-def _report(directories: list[Path], summary: Path | None) -> int:
-    from coordcheck.check import CoordCheck
+def _report(arguments: argparse.Namespace) -> int:
     from coordcheck.report import exit_code, find_checks, make_console, print_check, summarize
 
     console = make_console()
-    checks = {path: CoordCheck.load(path) for path in find_checks(directories)}
+    named: list[Path] = arguments.directory
+    sources = named if arguments.format == "mup" else find_checks(named)
+    checks = {_home(path, arguments.format): _load(path, arguments.format) for path in sources}
     for path, check in checks.items():
         check.save(path)
         print_check(check, console, path)
     if len(checks) > 1:
-        summarize(checks, summary or directories[0], console)
+        summarize(checks, arguments.summary or _home(named[0], arguments.format), console)
     return exit_code([check.verdict for check in checks.values()])
+
+
+def gate() -> None:
+    """``coordcheck-gate DIR [--baseline FILE]``: a check held against stored slopes, or against theory alone."""
+    parser = _parser(
+        "coordcheck-gate",
+        "Hold a check against a baseline of its slopes, or without one against theory. GITHUB_STEP_SUMMARY gets "
+        "the result too, where that variable is set.",
+    )
+    parser.add_argument("directory", type=Path, help="a check's directory")
+    parser.add_argument("--baseline", type=Path, help="slopes stored earlier, JSON")
+    parser.add_argument("--update", action="store_true", help="write the baseline instead of comparing with it")
+    parser.add_argument("--tolerance", type=float, help="smallest change of an exponent that matters (default 0.05)")
+    parser.add_argument("--junit", type=Path, help="write JUnit's XML there")
+    parser.add_argument("--markdown", type=Path, help="write Markdown there")
+    _exit(_gate, parser)
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from coordcheck.baseline import TOLERANCE, Baseline
+    from coordcheck.gate import gate_on_baseline, gate_on_theory
+    from coordcheck.report import EXIT_CODES, make_console
+    from coordcheck.storage import write_atomically
+
+    if arguments.baseline is None and (arguments.update or arguments.tolerance is not None):
+        raise ValueError(
+            "`--update` and `--tolerance` need `--baseline`. For example coordcheck-gate DIR --baseline slopes.json."
+        )
+    tolerance = TOLERANCE if arguments.tolerance is None else arguments.tolerance
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"`--tolerance` is a finite number, zero or more; got {tolerance}. For example 0.05.")
+    check = _load(arguments.directory, arguments.format)
+    if arguments.update:
+        Baseline.of(check).write(arguments.baseline)
+        print(f"baseline of {len(check.slopes)} curves written to {arguments.baseline}")
+        return 0
+    if arguments.baseline is None:
+        result = gate_on_theory(check)
+    else:
+        result = gate_on_baseline(check, Baseline.read(arguments.baseline), tolerance)
+    make_console().print(result.markdown(), markup=False)
+    if arguments.junit is not None:
+        result.write_junit(arguments.junit)
+    if arguments.markdown is not None:
+        write_atomically(arguments.markdown, lambda path: path.write_text(result.markdown()))
+    if os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as summary:
+            summary.write(result.markdown())
+    return EXIT_CODES[result.verdict]
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    codes = "Exit codes: 0 pass, 3 fail, 4 inconclusive, 1 and 2 bad input or usage."
+    parser = argparse.ArgumentParser(prog=name, description=f"{description} {codes}")
+    parser.add_argument(
+        "--format",
+        choices=["coordcheck", "mup"],
+        default="coordcheck",
+        help="mup: read a CSV or parquet file as mup.coord_check records it, in the place of a directory",
+    )
+    return parser
+
+
+def _exit(command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> NoReturn:
+    arguments = parser.parse_args()
+    try:
+        raise SystemExit(command(arguments))
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _home(path: Path, form: str) -> Path:
+    """Where the files of a check go: its directory, or one beside the frame that was read."""
+    return path.with_suffix("") if form == "mup" else path
+
+
+def _load(path: Path, form: str) -> "CoordCheck":
+    from coordcheck.check import CoordCheck
+
+    if form == "coordcheck":
+        return CoordCheck.load(path)
+    from coordcheck.config import default_gate
+    from coordcheck.mup_format import read_mup
+
+    return CoordCheck.from_records(read_mup(path), default_gate())

@@ -6,7 +6,7 @@ checked by :func:`validate`, before anything is built. This module imports neith
 ``coordcheck --help`` must answer at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -19,6 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 KINDS = ("activation", "delta")
+ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
+# keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
+BOOKKEEPING = frozenset({"name", "workers", "resume", "runs", "plots"})
+NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
 
 
 class Parametrization(StrEnum):
@@ -216,6 +220,23 @@ def from_hydra(merged: DictConfig) -> CheckConfig:
     assert isinstance(config, CheckConfig)
     validate(config)
     return config
+
+
+def flatten(config: Mapping[str, Any], without: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level with dotted keys.
+
+    >>> flatten({"steps": 4, "model": {"depth": 3}, "name": "check"}, without={"name"})
+    {'steps': 4, 'model.depth': 3}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in without:
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, prefix=f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def default_gate() -> GateConfig:

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from coordcheck.config import KINDS
+from coordcheck.config import KINDS, ROOT
 from coordcheck.parametrization import attached_roles
 
-ROOT = "(model)"
 COLUMNS = [
     "width",
     "seed",

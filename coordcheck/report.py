@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coordcheck.check import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
+from coordcheck.config import BOOKKEEPING, flatten
 from coordcheck.plot import describe_cell, save_figure, summary_figure
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import FAILURES, first_at_fault, format_range, worst_first
@@ -139,14 +139,9 @@ def label_checks(checks: Mapping[Path, CoordCheck]) -> dict[Path, dict[str, str]
     Returns:
         For each check the same keys with its values; the directory alone if the configurations do not tell.
     """
-    flat = {path: flatten(check.config) for path, check in checks.items()}
+    flat = {path: flatten(check.config, without=BOOKKEEPING) for path, check in checks.items()}
     keys = list(dict.fromkeys(key for values in flat.values() for key in values))
-    differing = [
-        key
-        for key in keys
-        if key.split(".")[0] not in ("name", "plots", "runs", "workers", "resume")
-        and len({json.dumps(values.get(key), default=str) for values in flat.values()}) > 1
-    ]
+    differing = [key for key in keys if len({json.dumps(v.get(key), default=str) for v in flat.values()}) > 1]
     labels = {
         path: {key.removesuffix(".name"): str(values.get(key)) for key in differing} for path, values in flat.items()
     }
@@ -157,14 +152,6 @@ def label_checks(checks: Mapping[Path, CoordCheck]) -> dict[Path, dict[str, str]
 def label_text(label: Mapping[str, str]) -> str:
     """A label on one line."""
     return " ".join(f"{key}={value}" if key else value for key, value in label.items())
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration as one level with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def arrange(labels: Sequence[Mapping[str, str]]) -> list[list[str | None]]:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from conftest import tiny_cell
 from torch import nn
 
-from coordcheck.record import COLUMNS, ROOT, Recorder, attention_logit_sums, sums
+from coordcheck.config import ROOT
+from coordcheck.record import COLUMNS, Recorder, attention_logit_sums, sums
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,93 @@
+"""Coordinate checks in a test suite: the fixture ``coord_check``.
+
+    def test_my_model_is_in_mup(coord_check):
+        coord_check(build, batch, widths=(64, 128, 256)).assert_passes()
+
+A check is held against theory, or, where one is stored, against a baseline beside the test file; ``pytest
+--coordcheck-update`` writes it. Torch is imported when the fixture is used.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from coordcheck.check import CoordCheck
+
+BASELINES = "coordcheck_baselines"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedModel:
+    """A check made in a test.
+
+    Attributes:
+        check: Its records, slopes, verdict and findings.
+        directory: Where its files lie, the picture among them.
+        baseline: Where its baseline lies, or would.
+        update: Whether to write the baseline.
+    """
+
+    check: "CoordCheck"
+    directory: Path
+    baseline: Path
+    update: bool
+
+    def assert_passes(self) -> None:
+        """Fails the test unless the check passes, and says what is at fault and where the picture is.
+
+        Raises:
+            pytest.fail.Exception: naming the first layer at fault, its slope with interval and what was
+                expected, or the curve that changed most since the baseline.
+        """
+        __tracebackhide__ = True
+        from coordcheck.baseline import TOLERANCE, Baseline
+        from coordcheck.check import PICTURE
+        from coordcheck.gate import gate_on_baseline, gate_on_theory
+
+        if self.update:
+            Baseline.of(self.check).write(self.baseline)
+            return
+        if self.baseline.is_file():
+            gate = gate_on_baseline(self.check, Baseline.read(self.baseline), TOLERANCE)
+        else:
+            gate = gate_on_theory(self.check)
+        if gate.verdict != "pass":
+            advice = f"\n{self.check.findings[0]}" if self.check.findings else ""
+            pytest.fail(f"{gate.sentence}{advice}\nPicture: {self.directory / PICTURE}", pytrace=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--coordcheck-update``."""
+    parser.getgroup("coordcheck").addoption(
+        "--coordcheck-update",
+        action="store_true",
+        help="write the baselines of coordinate checks, beside their test files, instead of comparing with them",
+    )
+
+
+@pytest.fixture
+def coord_check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., CheckedModel]:
+    """A function with the arguments of :func:`coordcheck.coord_check`, whose result has ``assert_passes()``.
+
+    Several calls in one test are numbered; each has its own files and its own baseline.
+    """
+    calls = 0
+
+    def checked(*arguments: Any, **keywords: Any) -> CheckedModel:
+        nonlocal calls
+        calls += 1
+        from coordcheck.check import coord_check as run
+
+        name = re.sub(r"[^\w.-]+", "-", request.node.name) + (f"-{calls}" if calls > 1 else "")
+        check = run(*arguments, **keywords)
+        directory = tmp_path / f"coordcheck-{name}"
+        check.save(directory)
+        home = request.path.parent / BASELINES / request.path.stem
+        return CheckedModel(check, directory, home / f"{name}.json", request.config.getoption("--coordcheck-update"))
+
+    return checked
