@@ -202,9 +202,11 @@ class Recorder:
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
         self._handles: list[RemovableHandle] = []
-        self._observer = _AttentionObserver(self._record_attention)
+        self._observer: _AttentionObserver | None = None
 
     def __enter__(self) -> "Recorder":
+        # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
+        self._observer = _AttentionObserver(self._record_attention)
         self._handles.append(self.model.register_forward_pre_hook(self._enter_model))
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name)))
@@ -219,6 +221,7 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._first.clear()
+        self._observer = None
 
     def step(self) -> None:
         """Says that an optimizer update is done: the next forward pass belongs to the next step."""
@@ -265,9 +268,11 @@ class Recorder:
 
     def _enter_model(self, module: nn.Module, inputs: Any) -> None:
         self._stack.clear()
+        assert self._observer is not None
         self._observer.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        assert self._observer is not None
         self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:

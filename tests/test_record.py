@@ -1,6 +1,8 @@
 """The recorder against float64, against mup's own recorder, and against matrices written out."""
 
+import gc
 import math
+import weakref
 from collections import namedtuple
 
 import mup.coord_check
@@ -8,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_cell
+from conftest import plan_of, tiny_cell
 from torch import nn
 
 from coordcheck.config import ROOT
 from coordcheck.record import COLUMNS, Recorder, attention_logit_sums, sums
+from coordcheck.train import run
 
 CPU = torch.device("cpu")
 
@@ -295,3 +298,20 @@ def test_a_gpu_records_what_the_cpu_records():
     tokens = cell.batch(0, CPU)[0]
     ours, theirs = recorded(on_cpu, tokens), recorded(on_gpu, tokens.cuda())
     assert theirs["rms"].to_numpy() == pytest.approx(ours["rms"].to_numpy(), rel=1e-3)
+
+
+def test_a_finished_run_frees_its_model_without_waiting_for_the_garbage_collector():
+    cell = tiny_cell()
+    freed = []
+    gc.disable()
+    try:
+        for _ in range(2):  # torch's first use of a meta tensor leaves a traceback behind
+            model = cell.build(64, 0, CPU)
+            optimizer = cell.optimizer(model, 64)
+            alive = weakref.ref(model.wte.weight)
+            run(model, optimizer, cell.batch(0, CPU), cell.loss, plan_of(cell.config), width=64, seed=0, roles={})
+            del model, optimizer
+            freed.append(alive() is None)
+    finally:
+        gc.enable()
+    assert freed[-1]
