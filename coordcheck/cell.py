@@ -189,8 +189,18 @@ class OwnCell(Cell):
         return self._build(width).to(device)
 
     def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
-        """The user's optimizer."""
-        return self._optimizer(model)
+        """The user's optimizer.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        optimizer = self._optimizer(model)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"`optimizer` must return a torch.optim.Optimizer; got {type(optimizer).__name__}. "
+                f"For example optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)."
+            )
+        return optimizer
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """The user's batch."""

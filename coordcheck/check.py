@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -285,12 +286,13 @@ def coord_check(
     from coordcheck.cell import FasterWithWidth, OwnCell
     from coordcheck.train import RunPlan, pick_device
 
-    seed_list = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seed_list = list(range(int(seeds))) if isinstance(seeds, int | Integral) else list(seeds)
     check_axes(widths, seed_list, steps, kinds)
+    widths, seed_list = [int(width) for width in widths], [int(seed) for seed in seed_list]
     gate = dataclasses.replace(default_gate(), expect=_member(Parametrization, "expect", expect))
     where = pick_device(device)
     plan = RunPlan(steps, kinds, modules, where, _member(Precision, "precision", precision))
-    config = {"widths": list(widths), "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
+    config = {"widths": widths, "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
     config |= {"modules": None if modules is None else list(modules), "precision": precision}
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         train = optimizer or _adam

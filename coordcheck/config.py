@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
+from numbers import Integral
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -265,15 +266,18 @@ def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: S
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
-    if len(set(widths)) < 3 or len(set(widths)) < len(widths) or min(widths) < 1:
+    whole = all(isinstance(width, Integral) and width > 0 for width in widths)
+    if not whole or len(set(widths)) < max(3, len(widths)):
         raise ValueError(
-            f"`widths` needs at least 3 distinct positive values to fit a slope with an interval; got "
+            f"`widths` needs at least 3 distinct positive whole numbers to fit a slope with an interval; got "
             f"{list(widths)}. For example widths=[64,128,256]."
         )
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"`seeds` needs distinct seeds, at least one; got {list(seeds)}. For example seeds=5.")
-    if steps < 1:
-        raise ValueError(f"`steps` counts recorded forward passes and is at least 1; got {steps}. For example steps=4.")
+    if not all(isinstance(seed, Integral) for seed in seeds) or len(set(seeds)) < max(1, len(seeds)):
+        raise ValueError(f"`seeds` needs distinct whole numbers, at least one; got {list(seeds)}. For example seeds=5.")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(
+            f"`steps` counts recorded forward passes, a whole number from 1 on; got {steps}. For example steps=4."
+        )
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ValueError(

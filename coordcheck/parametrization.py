@@ -61,7 +61,7 @@ def parameter_role(module: nn.Module, infshape: InfShape) -> str:
 
 def roles(model: nn.Module, infshapes: Mapping[str, InfShape]) -> dict[str, str]:
     """The role of every parameter, by each of its names; a tied one has one role per place."""
-    owners = dict(model.named_modules())
+    owners = dict(model.named_modules(remove_duplicate=False))
     return {name: parameter_role(owners[name.rpartition(".")[0]], shape) for name, shape in infshapes.items()}
 
 

@@ -346,7 +346,7 @@ def select_modules(model: nn.Module, patterns: Sequence[str] | None) -> list[str
 def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
     """Every floating-point tensor in a module's output that has entries to average, with its "[i]" suffix."""
     if isinstance(output, Tensor):
-        if output.is_floating_point() and output.dim() > 0:
+        if output.is_floating_point() and output.dim() > 0 and output.numel() > 0:
             yield "", output
     elif isinstance(output, Mapping):
         for key, value in output.items():

@@ -246,7 +246,12 @@ XY = (torch.ones(4, 8), torch.zeros(4, dtype=torch.long))
     ("arguments", "message"),
     [
         ({"widths": (64, 128)}, r"`widths`.*\[64, 128\]"),
+        ({"widths": "64"}, r"`widths`.*\['6', '4'\]"),
+        ({"widths": (64.5, 128, 256)}, r"`widths`.*whole numbers.*64.5"),
         ({"steps": 0}, r"`steps`.*got 0"),
+        ({"steps": 2.5}, r"`steps`.*whole number.*2.5"),
+        ({"seeds": [0.5]}, r"`seeds`.*whole numbers.*0.5"),
+        ({"optimizer": lambda model: None}, r"`optimizer` must return a torch.optim.Optimizer; got NoneType"),
         ({"seeds": []}, r"`seeds`.*\[\]"),
         ({"kinds": ("slope",)}, r"`kinds`.*'slope'"),
         ({"expect": "ntk"}, r"`expect` is one of \['mup', 'sp'\]; got 'ntk'"),
@@ -284,6 +289,38 @@ def test_a_dict_batch_without_a_loss_is_named():
         loss=lambda model, batch: model(**batch)["logits"].square().mean(),
     )
     assert len(own.records)
+
+
+class Reused(nn.Module):
+    """One layer under two names, called twice, and an output without entries."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.fc_in = nn.Linear(8, width)
+        self.fc = nn.Linear(width, width)
+        self.layers = nn.ModuleList([self.fc, self.fc])
+        self.nothing = nn.Identity()
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        self.nothing(x[:0])
+        hidden = self.fc_in(x)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.head(hidden)
+
+
+def test_a_layer_under_two_names_is_one_module_and_its_calls_are_pooled():
+    check = coord_check(Reused, XY, widths=(8, 16, 32), seeds=np.int64(2), steps=2, device="cpu")
+    assert set(check.slopes["module"]) == {"fc_in", "fc", "head", "(model)"}
+    counts = check.records.query("module == 'fc' and width == 8 and kind == 'activation'")["count"]
+    assert set(counts) == {2 * 4 * 8}
+
+
+def test_widths_may_be_numpys_and_in_any_order():
+    check = coord_check(mlp, XY, widths=np.array([32, 8, 16]), seeds=2, steps=2, device="cpu")
+    assert check.config["widths"] == [32, 8, 16]
+    assert json.loads(check.to_json())["config"]["widths"] == [32, 8, 16]
 
 
 def test_seeds_may_be_named():

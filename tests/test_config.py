@@ -24,7 +24,7 @@ def test_the_default_is_the_main_job():
         (["model.heads=3", "model.head_size=null"], r"`model.heads` must divide.*3 does not divide 64"),
         (["model.heads=4"], r"one of `model.heads`.*heads=4, head_size=32"),
         (["base_width=48"], r"32 does not divide 48"),
-        (["steps=0"], r"`steps`.*at least 1; got 0.*steps=4"),
+        (["steps=0"], r"`steps`.*from 1 on; got 0.*steps=4"),
         (["seeds=0"], r"`seeds`.*at least one; got \[\].*seeds=5"),
         (["first_seed=-1"], r"`first_seed` is zero or more; got -1"),
         (["kinds=[gradients]"], r"`kinds`.*\['gradients'\]"),
