@@ -26,21 +26,8 @@ from torch.utils.hooks import RemovableHandle
 
 from coordcheck.config import KINDS, ROOT
 from coordcheck.parametrization import attached_roles
+from coordcheck.slopes import RECORD_COLUMNS
 
-COLUMNS = [
-    "width",
-    "seed",
-    "step",
-    "module",
-    "order",
-    "role",
-    "kind",
-    "l1",
-    "rms",
-    "max",
-    "nonfinite",
-    "count",
-]
 INT32_MAX = 2**31 - 1  # entries that torch.dot takes on a GPU
 CPU_CHUNK = 2**20  # torch.dot on CPU loses 1e-5 and more on longer vectors
 
@@ -241,7 +228,7 @@ class Recorder:
         """What was recorded, with one transfer from the device.
 
         Returns:
-            One row per (step, module, kind) with the columns :data:`COLUMNS`: l1 the mean of abs x, rms the
+            One row per (step, module, kind) with the columns :data:`coordcheck.slopes.RECORD_COLUMNS`: l1 the mean of abs x, rms the
             root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite the number of
             non-finite entries among count.
         """
@@ -255,7 +242,7 @@ class Recorder:
                 (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
                 for (step, module, kind), row in rows.items()
             ],
-            columns=COLUMNS,
+            columns=list(RECORD_COLUMNS),
         ).astype({"role": "string"})
 
     def _moved_sums(self) -> list[list[float]]:

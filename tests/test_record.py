@@ -14,7 +14,8 @@ from conftest import plan_of, tiny_cell
 from torch import nn
 
 from coordcheck.config import ROOT
-from coordcheck.record import COLUMNS, Recorder, attention_logit_sums, sums
+from coordcheck.record import Recorder, attention_logit_sums, sums
+from coordcheck.slopes import RECORD_COLUMNS
 from coordcheck.train import run
 
 CPU = torch.device("cpu")
@@ -180,7 +181,7 @@ def test_columns_order_and_roles():
     with Recorder(model, width=64, seed=3) as recorder:
         model(cell.batch(3, CPU)[0])
     records = recorder.records()
-    assert list(records.columns) == COLUMNS
+    assert list(records.columns) == list(RECORD_COLUMNS)
     assert (records.width == 64).all()
     assert (records.seed == 3).all()
     order = records.set_index("module")["order"]
