@@ -228,9 +228,9 @@ class Recorder:
         """What was recorded, with one transfer from the device.
 
         Returns:
-            One row per (step, module, kind) with the columns :data:`coordcheck.slopes.RECORD_COLUMNS`: l1 the mean of abs x, rms the
-            root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite the number of
-            non-finite entries among count.
+            One row per (step, module, kind) with the columns :data:`coordcheck.slopes.RECORD_COLUMNS`: l1 the
+            mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
+            the number of non-finite entries among count.
         """
         rows: dict[tuple[int, str, str], _Row] = {}
         order: dict[str, int] = {}
