@@ -1,4 +1,4 @@
-"""Do the intervals cover, does a correct model ever fail, is a fault seen? Writes benchmarks/calibration/*.md.
+"""Do the intervals cover, does a correct model ever fail, is a fault seen? Prints the tables of benchmarks/README.md.
 
     python benchmarks/calibration.py coverage family checks
 
@@ -15,7 +15,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,6 @@ from coordcheck.sweep import RunQueue, default_workers
 from coordcheck.train import RunPlan
 from coordcheck.verdict import FAILURES, judge, overall
 
-OUT = Path(__file__).parent / "calibration"
 REPLICATES = 2000
 
 
@@ -203,11 +201,10 @@ def checks(n: int = 100) -> pd.DataFrame:
                     undecided[f"{worst.kind} of {role_of(check.slopes, worst.module)}: {advice(worst.advice)}"] += 1
         rows.append({"models": name, "checks": str(n), "must": must, **{v: str(verdicts[v]) for v in VERDICTS}})
     rows += faulty_layers()
-    print(pd.Series(undecided).to_string())
     reasons = pd.DataFrame(
         {"worst curve of an inconclusive muP check, advice": list(undecided), "checks": undecided.values()}
     )
-    write("undecided", reasons.sort_values("checks", ascending=False).astype(str))
+    print(markdown_table(reasons.sort_values("checks", ascending=False).astype(str)), "\n")
     return pd.DataFrame(rows)
 
 
@@ -257,21 +254,13 @@ def faulty_layers(n: int = 20) -> list[dict[str, str]]:
     return [row | {"must": "all fail"} | {v: str(verdicts[v]) for v in VERDICTS}]
 
 
-def write(name: str, table: pd.DataFrame) -> None:
-    """Prints a table and keeps it."""
-    OUT.mkdir(exist_ok=True)
-    text = markdown_table(table)
-    (OUT / f"{name}.md").write_text(text + "\n")
-    print(text, flush=True)
-
-
 def main() -> None:
     """Runs the parts that are named, or all."""
     torch.set_num_threads(1)
     parts = {"coverage": coverage, "family": family, "checks": checks}
     for name in sys.argv[1:] or parts:
         start = time.perf_counter()
-        write(name, parts[name]())
+        print(markdown_table(parts[name]()))
         print(f"{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
 
 
