@@ -5,15 +5,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck, coord_check
+    from coordcheck.check import coord_check
     from coordcheck.record import Recorder
+    from coordcheck.result import CoordCheck
     from coordcheck.verdict import Finding
 
 __all__ = ["CoordCheck", "Finding", "Recorder", "coord_check"]
 __version__ = version("coordcheck")
 
 _HOMES = {
-    "CoordCheck": "coordcheck.check",
+    "CoordCheck": "coordcheck.result",
     "Finding": "coordcheck.verdict",
     "Recorder": "coordcheck.record",
     "coord_check": "coordcheck.check",

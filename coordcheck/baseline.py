@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from coordcheck.check import CoordCheck
 from coordcheck.config import NO_NUMBERS, flatten
+from coordcheck.result import CoordCheck
 from coordcheck.slopes import seed_slopes
 from coordcheck.storage import write_atomically
 

@@ -1,13 +1,11 @@
-"""The whole flow: runs, records, slopes, verdicts, and the result as one object with its files.
+"""The whole flow: runs of a cell and of its control, records, slopes, verdicts.
 
 :func:`coord_check` checks a user's own model, :func:`check_config` a configured one. Torch is imported when
-they are called; a stored :class:`CoordCheck` loads, judges and plots without it.
+they are called.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
@@ -25,12 +23,11 @@ from coordcheck.config import (
     Precision,
     check_axes,
     default_gate,
-    gate_from,
     seeds_of,
 )
-from coordcheck.slopes import cell_columns, fit
-from coordcheck.storage import RunStore, write_atomically
-from coordcheck.verdict import Finding
+from coordcheck.result import Control, CoordCheck
+from coordcheck.slopes import fit
+from coordcheck.storage import RunStore
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -41,193 +38,6 @@ if TYPE_CHECKING:
 E = TypeVar("E", Parametrization, Precision)
 
 CONTROL_SEEDS = 3
-RECORDS, SLOPES, VERDICT, PICTURE, TEXT = (
-    "records.parquet",
-    "slopes.csv",
-    "verdict.json",
-    "report.png",
-    "report.md",
-)
-
-
-@dataclass(frozen=True)
-class Control:
-    """Whether the check can see: a twin with a known fault, which must fail.
-
-    Attributes:
-        twin: What it was, in words; "none" if it was turned off.
-        widths: At which it ran.
-        seeds: How many.
-        saw: Whether its fault was seen while it trained; None without a control.
-        evidence: The curve that shows it best, in words.
-    """
-
-    twin: str = "none"
-    widths: list[int] = field(default_factory=list)
-    seeds: int = 0
-    saw: bool | None = None
-    evidence: str = ""
-
-    def __str__(self) -> str:
-        if self.saw is None:
-            return "Control: none, so a pass does not show that a fault would have been seen."
-        ran = f"Control ({self.twin}; widths {self.widths}, {self.seeds} seeds)"
-        if self.saw:
-            return f"{ran}: fails as it must; {self.evidence}"
-        return f"{ran}: its fault was not seen. The learning rate or the number of steps is too small to see a fault."
-
-
-@dataclass(frozen=True, eq=False)
-class CoordCheck:
-    """The result of a check.
-
-    Attributes:
-        records: One row per (cell, width, seed, step, module, kind).
-        slopes: One row per curve, with its expected range and verdict.
-        verdict: "pass", "fail" or "inconclusive".
-        findings: One for each module that does not pass, worst first.
-        control: What the control showed.
-        gate: What turned slopes into verdicts.
-        skipped: One sentence for each width that could not run.
-        config: What was run, JSON-serializable.
-        versions: Of Python and of the packages that made the numbers.
-        corpus_sha256: Of the text, where there was one.
-    """
-
-    records: pd.DataFrame
-    slopes: pd.DataFrame
-    verdict: str
-    findings: list[Finding]
-    control: Control
-    gate: GateConfig
-    skipped: list[str]
-    config: dict[str, Any]
-    versions: dict[str, str]
-    corpus_sha256: str | None
-
-    @classmethod
-    def from_records(
-        cls,
-        records: pd.DataFrame,
-        gate: GateConfig,
-        *,
-        control: Control | None = None,
-        readout: str | None = None,
-        skipped: Sequence[str] = (),
-        config: Mapping[str, Any] | None = None,
-        versions: Mapping[str, str] | None = None,
-        corpus_sha256: str | None = None,
-    ) -> "CoordCheck":
-        """Fits and judges records of one cell, wherever they were recorded.
-
-        Raises:
-            ValueError: if there are no records, or those of several cells.
-        """
-        if not len(records):
-            raise ValueError("there are no records to judge. For example record one step: recorder.step().")
-        names = cell_columns(records)
-        cells = records[names].drop_duplicates()
-        if names and len(cells) > 1:
-            raise ValueError(
-                f"a check judges one cell; these records hold {len(cells)}: {cells.to_dict('records')}. "
-                f"For example records.groupby({list(cells.columns)}), one directory each."
-            )
-        control = Control() if control is None else control
-        judged = verdicts.judge(fit(records, gate.confidence), gate, readout)
-        return cls(
-            records=records,
-            slopes=judged,
-            verdict=verdicts.overall(judged, control.saw),
-            findings=verdicts.findings(judged, gate),
-            control=control,
-            gate=gate,
-            skipped=list(skipped),
-            config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
-            versions=dict(versions or {}),
-            corpus_sha256=corpus_sha256,
-        )
-
-    def sentence(self) -> str:
-        """The verdict and its reason."""
-        first = verdicts.first_at_fault(self.slopes)
-        counts = self.slopes["verdict"].value_counts()
-        if first is not None and self.verdict == "fail":
-            at_fault = int(counts[counts.index.isin(verdicts.FAILURES)].sum())
-            return (
-                f"FAIL: {at_fault} of {len(self.slopes)} curves are at fault. First at fault: {first['module']}, "
-                f"{first['kind']}, step {first['step']}: {verdicts.describe(first)}"
-            )
-        if self.verdict == "pass":
-            return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at every width."
-        if self.control.saw is False:
-            return "INCONCLUSIVE: the control's fault was not seen, so a fault of this model would not be either."
-        undecided = int(counts.get("inconclusive", 0))
-        return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided. {self.findings[0]}"
-
-    def plot(self, path: str | Path) -> None:
-        """Writes the picture of the check, a PNG: the curves, and the slope of every module at every step."""
-        from coordcheck.plot import report_figure, save_figure
-
-        save_figure(report_figure(self), Path(path), self.config)
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``records.parquet slopes.csv verdict.json report.png report.md``, each atomically."""
-        from coordcheck.report import markdown
-
-        directory = Path(directory)
-        write_atomically(directory / RECORDS, self.records.to_parquet)
-        write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
-        write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
-        self.plot(directory / PICTURE)
-        write_atomically(directory / TEXT, lambda path: path.write_text(markdown(self)))
-
-    def to_mup(self) -> pd.DataFrame:
-        """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
-        from coordcheck.mup_format import to_mup
-
-        return to_mup(self.records)
-
-    def to_json(self) -> str:
-        """The content of ``verdict.json``."""
-        content = {
-            "verdict": self.verdict,
-            "sentence": self.sentence(),
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            "control": dataclasses.asdict(self.control),
-            "skipped": self.skipped,
-            "versions": self.versions,
-            "corpus_sha256": self.corpus_sha256,
-            "config": {**self.config, "gate": dataclasses.asdict(self.gate)},
-        }
-        return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def load(cls, directory: str | Path) -> "CoordCheck":
-        """Reads stored records, with what ``verdict.json`` says of them if it is there, and judges them anew.
-
-        Raises:
-            ValueError: if the directory holds no records.
-        """
-        directory = Path(directory)
-        if not (directory / RECORDS).is_file():
-            raise ValueError(
-                f"{directory} holds no {RECORDS}; a check's directory does. For example "
-                f"coordcheck-report checks/gpt-mup-untied-zero-adam."
-            )
-        records = pd.read_parquet(directory / RECORDS)
-        if not (directory / VERDICT).is_file():
-            return cls.from_records(records, default_gate())
-        said = json.loads((directory / VERDICT).read_text())
-        return cls.from_records(
-            records,
-            gate_from(said["config"]["gate"]),
-            control=Control(**said["control"]),
-            readout=said["config"].get("readout", {}).get("name"),
-            skipped=said["skipped"],
-            config=said["config"],
-            versions=said["versions"],
-            corpus_sha256=said["corpus_sha256"],
-        )
 
 
 def coord_check(
@@ -438,14 +248,3 @@ def _member(options: type[E], name: str, value: str) -> E:
     except ValueError as error:
         known = [option.value for option in options]
         raise ValueError(f"`{name}` is one of {known}; got {value!r}. For example {name}={known[0]!r}.") from error
-
-
-def _without_nan(value: Any) -> Any:
-    """`value` with every float that JSON lacks replaced by None, and enums by their values."""
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value

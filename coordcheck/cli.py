@@ -1,7 +1,7 @@
 """The console commands. Only here is Hydra's merged configuration seen; torch is imported inside a job.
 
-A job never raises once training began, and in a sweep never ends the others: what came of it is in its
-directory, and the exit code is made from those directories after Hydra has returned.
+In a sweep no job ends the others: what came of it is in its directory, and the summary and the exit code are made
+from those directories after Hydra has returned.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from coordcheck.config import from_hydra, register_schema
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
 ERROR = "error.txt"
 INTERRUPTED = 130
@@ -53,8 +53,9 @@ def _job(merged: DictConfig) -> None:
 
 def _check(merged: DictConfig, directory: Path) -> None:
     config = from_hydra(merged)
-    from coordcheck.check import PICTURE, check_config
+    from coordcheck.check import check_config
     from coordcheck.report import make_console, print_check
+    from coordcheck.result import PICTURE
     from coordcheck.storage import copy_atomically
 
     check = check_config(config)
@@ -79,6 +80,10 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(INTERRUPTED) from None
+    except SystemExit:
+        # Hydra has printed why a job of the sweep broke; the others' results are there all the same
+        if not _sweep:
+            raise
     if _sweep:
         raise SystemExit(_end_of_sweep(_sweep[-1]))
     if _finished:
@@ -88,8 +93,8 @@ def main() -> None:
 def _exit_code(directories: list[Path]) -> int:
     import json
 
-    from coordcheck.check import VERDICT
     from coordcheck.report import exit_code
+    from coordcheck.result import VERDICT
 
     said = [d / VERDICT for d in directories]
     return exit_code([json.loads(path.read_text())["verdict"] if path.is_file() else "error" for path in said])
@@ -97,8 +102,8 @@ def _exit_code(directories: list[Path]) -> int:
 
 def _end_of_sweep(directory: Path) -> int:
     """The summary of a sweep and its exit code."""
-    from coordcheck.check import RECORDS, CoordCheck
     from coordcheck.report import make_console, summarize
+    from coordcheck.result import RECORDS, CoordCheck
 
     jobs = sorted(path.parent for path in directory.glob("**/.hydra"))
     checks = {job: CoordCheck.load(job) for job in jobs if (job / RECORDS).is_file()}
@@ -214,7 +219,7 @@ def _home(path: Path, form: str) -> Path:
 
 
 def _load(path: Path, form: str) -> "CoordCheck":
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
     if form == "coordcheck":
         return CoordCheck.load(path)

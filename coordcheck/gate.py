@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from coordcheck.baseline import Baseline, compare
-from coordcheck.check import CoordCheck
 from coordcheck.plot import describe_cell
 from coordcheck.report import markdown_table, worst_curves
+from coordcheck.result import CoordCheck
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import describe
 

@@ -24,7 +24,7 @@ from coordcheck.storage import write_atomically
 from coordcheck.verdict import FAILURES, worst_first
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
 VERDICT_COLOURS = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00", "error": "#555555"}
 MARKS = {"explodes": "▲", "vanishes": "▼", "dead": "∅", "nonfinite": "✕", "inconclusive": "?", "pass": ""}

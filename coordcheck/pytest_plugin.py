@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
 BASELINES = "coordcheck_baselines"
 
@@ -46,8 +46,8 @@ class CheckedModel:
         """
         __tracebackhide__ = True
         from coordcheck.baseline import TOLERANCE, Baseline
-        from coordcheck.check import PICTURE
         from coordcheck.gate import gate_on_baseline, gate_on_theory
+        from coordcheck.result import PICTURE
 
         if self.update:
             Baseline.of(self.check).write(self.baseline)

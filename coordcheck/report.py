@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coordcheck.check import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
 from coordcheck.config import BOOKKEEPING, flatten
 from coordcheck.plot import describe_cell, save_figure, summary_figure
+from coordcheck.result import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import FAILURES, first_at_fault, format_range, worst_first
 
@@ -145,8 +145,8 @@ def label_checks(checks: Mapping[Path, CoordCheck]) -> dict[Path, dict[str, str]
     labels = {
         path: {key.removesuffix(".name"): str(values.get(key)) for key in differing} for path, values in flat.items()
     }
-    unique = len({tuple(label.values()) for label in labels.values()}) == len(labels)
-    return labels if unique else {path: {"": str(path)} for path in checks}
+    telling = bool(differing) and len({tuple(label.values()) for label in labels.values()}) == len(labels)
+    return labels if telling else {path: {"": str(path)} for path in checks}
 
 
 def label_text(label: Mapping[str, str]) -> str:
@@ -185,7 +185,7 @@ def summarize(checks: Mapping[Path, CoordCheck], directory: Path, console: Conso
     labels = {path: label_text(label) for path, label in keyed.items()}
     rows = [{"cell": labels[path], **summary_row(check)} for path, check in checks.items()]
     frame = pd.DataFrame(rows)
-    table = Table(title=f"{len(frame)} cells", title_justify="left", title_style="bold")
+    table = Table(title=f"{len(frame)} cell{'s' if len(frame) > 1 else ''}", title_justify="left", title_style="bold")
     for name in frame.columns:
         table.add_column(name)
     for cell, said, *rest in frame.to_numpy().tolist():

@@ -10,8 +10,9 @@ from conftest import power, synthetic, tiny_config
 from torch import nn
 
 from coordcheck import CoordCheck, coord_check
-from coordcheck.check import Control, check_config, control_axes
+from coordcheck.check import check_config, control_axes
 from coordcheck.config import load
+from coordcheck.result import Control
 from coordcheck.verdict import first_at_fault
 
 WIDTHS = ["widths=[64,128,256,512]", "model.depth=2", "data.batch=4"]

@@ -157,6 +157,17 @@ def test_a_sweep_ends_with_one_summary_and_one_exit_code_and_survives_a_bad_cell
     assert len(cells) == 4
 
 
+def test_a_job_that_breaks_leaves_the_summary_of_the_others(tmp_path):
+    fault = "import coordcheck.cli, coordcheck.check as c; run = c.check_config; c.check_config = lambda config: "
+    prelude = f"{fault}run(config) if config.readout.name == 'zero' else 1 / 0; "
+    arguments = [*TINY, "readout=constant,zero", "control=false", "plots=null"]
+    code, out, err = run(tmp_path, "-m", *arguments, prelude=prelude)
+    assert code == 1
+    assert "division by zero" in err
+    assert "left no records" in out
+    assert "1 cell\n" in out
+
+
 def test_ctrl_c_keeps_finished_runs_and_the_command_goes_on(tmp_path):
     arguments = [*TINY, "widths=[64,128,256,512,1024]", "workers=1", "control=false"]
     process = command(tmp_path, *arguments)
