@@ -121,7 +121,7 @@ class ConfiguredCell(Cell):
                 context=c.data.context,
                 bias=c.model.bias,
                 positions=c.model.positions,
-                embedding=c.embedding.name,
+                tied=c.embedding.name != Embedding.untied,
                 mup_multiplier=c.readout.multiplier if self._in_mup else None,
             )
 
@@ -130,7 +130,9 @@ class ConfiguredCell(Cell):
         model = materialize(self.structure(width), device)
         initialize(model, self.roles, rules(self.config), torch.Generator(device).manual_seed(seed))
         if self._in_mup:
-            # Our table writes muP's values. Only `tied_rescaled` lets mup rescale them: that is its fault.
+            # Our table writes muP's values, so mup has nothing to rescale, as it would for torch's own fan-in init.
+            # `tied_rescaled` lets it, as the released package does: the shared weight is then multiplied by
+            # sqrt(width_mult), and with it the embedding (https://github.com/microsoft/mup/issues/55).
             rescale = self.config.embedding.name == Embedding.tied_rescaled
             mup.set_base_shapes(model, self._base_infshapes, rescale_params=rescale)
         return model

@@ -41,7 +41,7 @@ class GPT(nn.Module):
         context: Longest sequence; only the learned positions need it.
         bias: Whether linear layers and norms have biases.
         positions: "learned" or "none".
-        embedding: "untied", "tied" or "tied_rescaled", see :func:`coordcheck.models.layers.make_readout`.
+        tied: Whether the readout's weight is the token embedding's.
         mup_multiplier: mup's ``output_mult`` for a readout of the mup package, None for a plain one.
     """
 
@@ -56,7 +56,7 @@ class GPT(nn.Module):
         context: int,
         bias: bool,
         positions: str,
-        embedding: str,
+        tied: bool,
         mup_multiplier: float | None,
     ):
         super().__init__()
@@ -64,7 +64,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(context, width) if positions == "learned" else None
         self.blocks = nn.ModuleList(Block(width, heads, attention_scale, bias) for _ in range(depth))
         self.ln_f = nn.LayerNorm(width, bias=bias)
-        self.lm_head = make_readout(self.wte, embedding, mup_multiplier)
+        self.lm_head = make_readout(self.wte, tied, mup_multiplier)
 
     def forward(self, tokens_BxL: Tensor) -> Tensor:
         """Returns the logits, (B, L, V)."""

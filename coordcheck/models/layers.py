@@ -58,41 +58,28 @@ class FeedForward(nn.Module):
         return cast(Tensor, self.proj(self.act(self.fc(x_BxLxD))))
 
 
-class SharedReadout(mup.MuSharedReadout):  # type: ignore[misc]
-    """mup's readout on the embedding's weight, but leaving that weight alone.
-
-    The released ``mup.MuSharedReadout`` multiplies the shared weight by sqrt(width_mult) in
-    ``set_base_shapes``, as a plain ``MuReadout`` must to undo a fan-in initialization. The embedding then
-    grows like width^+1/2 (https://github.com/microsoft/mup/issues/55). A shared weight already has the
-    embedding's initialization, which does not depend on width, so there is nothing to undo.
-    """
-
-    def _rescale_parameters(self) -> None:
-        """Does nothing: see the class."""
-
-
-def make_readout(embedding: nn.Embedding, kind: str, mup_multiplier: float | None) -> nn.Module:
+def make_readout(embedding: nn.Embedding, tied: bool, mup_multiplier: float | None) -> nn.Module:
     """The layer from width to vocabulary.
 
     Args:
-        embedding: The token embedding, weight (V, D); its weight is the readout's when `kind` is a tied one.
-        kind: "untied", "tied" or "tied_rescaled" (``mup.MuSharedReadout`` as released).
+        embedding: The token embedding, weight (V, D).
+        tied: Whether the embedding's weight is the readout's too.
         mup_multiplier: mup's ``output_mult`` for a readout of the mup package, which multiplies its input
             by ``output_mult / width_mult``; None for a plain ``nn.Linear``.
 
     Returns:
-        A module that maps (..., D) to (..., V), without bias.
+        A module that maps (..., D) to (..., V), without bias. Whether ``mup.set_base_shapes`` rescales the weight
+        of a readout of the mup package is for its caller to say.
     """
     vocab_size, width = embedding.weight.shape
     if mup_multiplier is None:
         readout = nn.Linear(width, vocab_size, bias=False)
-        if kind != "untied":
+        if tied:
             readout.weight = embedding.weight
         return readout
-    if kind == "untied":
-        return cast(nn.Module, mup.MuReadout(width, vocab_size, bias=False, output_mult=mup_multiplier))
-    shared = mup.MuSharedReadout if kind == "tied_rescaled" else SharedReadout
-    return cast(nn.Module, shared(embedding.weight, bias=False, output_mult=mup_multiplier))
+    if tied:
+        return cast(nn.Module, mup.MuSharedReadout(embedding.weight, bias=False, output_mult=mup_multiplier))
+    return cast(nn.Module, mup.MuReadout(width, vocab_size, bias=False, output_mult=mup_multiplier))
 
 
 def materialize(model: nn.Module, device: torch.device) -> nn.Module:
