@@ -26,7 +26,7 @@ from coordcheck.initialize import initialize, rules
 from coordcheck.models import GPT
 from coordcheck.models.layers import materialize
 from coordcheck.optim import make_optimizer
-from coordcheck.parametrization import Shapes, infshapes, roles, shapes
+from coordcheck.parametrization import infshapes, roles, shapes
 from coordcheck.train import default_loss, to_device
 
 META = torch.device("meta")
@@ -209,7 +209,8 @@ class OwnCell(Cell):
         return to_device(self._batch(seed) if callable(self._batch) else self._batch, device)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The user's loss."""
+        """The user's loss; dropout draws the same mask at every step, or deltas would be the masks' difference."""
+        torch.manual_seed(0)
         return self._loss(model, batch)
 
 
@@ -229,14 +230,13 @@ class FasterWithWidth(OwnCell):
 
 def _own_roles(build: Callable[[int], nn.Module], widths: Sequence[int]) -> dict[str, str]:
     """Roles from the parameters' shapes at every width."""
-    built = [_shapes_of(build, width) for width in widths]
-    narrowest = built[0][0]
-    for _, wider in built[1:]:
-        grown = infshapes(built[0][1], wider)
+    narrowest = _structure(build, widths[0])
+    for width in widths[1:]:
+        grown = infshapes(shapes(narrowest), shapes(_structure(build, width)))
     return roles(narrowest, grown)
 
 
-def _shapes_of(build: Callable[[int], nn.Module], width: int) -> tuple[nn.Module, Shapes]:
+def _structure(build: Callable[[int], nn.Module], width: int) -> nn.Module:
     """The structure of a user's model, on ``meta`` where its constructor allows that."""
     try:
         with META:
@@ -248,4 +248,4 @@ def _shapes_of(build: Callable[[int], nn.Module], width: int) -> tuple[nn.Module
             f"`build` must return a torch.nn.Module; got {type(model).__name__}. "
             f"For example build=lambda width: nn.Linear(16, width)."
         )
-    return model.to(META), shapes(model)
+    return model

@@ -40,6 +40,7 @@ class SweepDirectory(Callback):
 def _job(merged: DictConfig) -> None:
     """One check, in the directory that Hydra gives it."""
     directory = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    (directory / ERROR).unlink(missing_ok=True)
     try:
         _check(merged, directory)
     except ValueError as error:
@@ -96,8 +97,13 @@ def _exit_code(directories: list[Path]) -> int:
     from coordcheck.report import exit_code
     from coordcheck.result import VERDICT
 
-    said = [d / VERDICT for d in directories]
-    return exit_code([json.loads(path.read_text())["verdict"] if path.is_file() else "error" for path in said])
+    said = [
+        json.loads((d / VERDICT).read_text())["verdict"]
+        if (d / VERDICT).is_file() and not (d / ERROR).is_file()
+        else "error"
+        for d in directories
+    ]
+    return exit_code(said)
 
 
 def _end_of_sweep(directory: Path) -> int:
@@ -106,7 +112,7 @@ def _end_of_sweep(directory: Path) -> int:
     from coordcheck.result import RECORDS, CoordCheck
 
     jobs = sorted(path.parent for path in directory.glob("**/.hydra"))
-    checks = {job: CoordCheck.load(job) for job in jobs if (job / RECORDS).is_file()}
+    checks = {job: CoordCheck.load(job) for job in jobs if (job / RECORDS).is_file() and not (job / ERROR).is_file()}
     console = make_console()
     if checks:
         summarize(checks, directory, console)

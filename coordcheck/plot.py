@@ -33,6 +33,7 @@ MAX_PANELS = 4
 LABELLED = 3
 MAX_DEVIATION = 1.0
 SMALL = 7
+HUGE = 1e100
 
 
 def save_figure(figure: Figure, path: Path, config: Mapping[str, Any]) -> None:
@@ -133,6 +134,8 @@ def draw_panel(
         axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(at, middle, color=colour, linewidth=1.1, marker="o", markersize=2.2)
         ends[str(module)] = float(middle[-1])
+    if not ends:
+        axes.set(xlim=(widths[0], widths[-1]), ylim=(0.1, 10.0))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator([float(width) for width in widths]))
@@ -171,8 +174,10 @@ def label_worst(axes: Axes, slopes: pd.DataFrame, ends: Mapping[str, float]) -> 
 
 def make_headroom(axes: Axes, share: float) -> None:
     """Adds `share` of its height above what a logarithmic panel shows, for text; panels that share y move along."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** share)
+    low, high = (float(end) for end in axes.get_ylim())
+    # a panel of zeros or of a diverged run has nothing to make room above
+    if 0 < low < high < HUGE:
+        axes.set_ylim(low, high * (high / low) ** share)
 
 
 def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]]) -> None:

@@ -182,6 +182,7 @@ class Recorder:
         self.names = select_modules(model, modules)
         roles = attached_roles(model) if roles is None else roles
         self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
+        self._with_parameters = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
         self.current_step = 0
         self._entries: list[_Entry] = []
         self._first: dict[str, list[Tensor]] = {}
@@ -283,7 +284,9 @@ class Recorder:
         role = self.roles[name]
         if "activation" in self.kinds:
             self._entries.append(_Entry(self.current_step, label, role, "activation", output.numel(), sums(output)))
-        if "delta" not in self.kinds:
+        # what no parameter reaches, a mask or a rotary embedding, cannot change
+        untrainable = name not in self._with_parameters and not output.requires_grad
+        if "delta" not in self.kinds or untrainable:
             return
         if self.current_step == 0:
             # a copy: the model may go on to change the tensor in place

@@ -129,7 +129,8 @@ class CoordCheck:
                 f"{first['kind']}, step {first['step']}: {verdicts.describe(first)}"
             )
         if self.verdict == "pass":
-            return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at every width."
+            widths = "every width" if not self.skipped else f"every width that ran ({'; '.join(self.skipped)})"
+            return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at {widths}."
         if self.control.saw is False:
             return "INCONCLUSIVE: the control's fault was not seen, so a fault of this model would not be either."
         undecided = int(counts.get("inconclusive", 0))

@@ -95,7 +95,7 @@ def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
 
 def facts(records: pd.DataFrame) -> pd.DataFrame:
     """What a curve is, apart from its slope: one row per curve, in forward order."""
-    flags = records.assign(zero=sizes(records) == 0, bad=records["nonfinite"] > 0)
+    flags = records.assign(zero=sizes(records) == 0, bad=(records["nonfinite"] > 0) | ~np.isfinite(sizes(records)))
     grouped = flags.groupby(curve_columns(records), sort=False)
     curves = grouped.agg(
         order=("order", "min"),

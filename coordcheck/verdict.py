@@ -63,7 +63,7 @@ def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) ->
     ]
     low = np.array([r.low for r in ranges]) - slopes["kind"].map(gate.tolerance.vanishes).to_numpy(float)
     high = np.array([r.high for r in ranges]) + slopes["kind"].map(gate.tolerance.explodes).to_numpy(float)
-    zero_is_due = _zero_is_due(slopes)
+    zero_is_due = _zero_is_due(slopes, readout)
     verdict = np.select(
         [
             slopes["n_nonfinite"] > 0,
@@ -87,7 +87,7 @@ def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) ->
     return judged
 
 
-def _zero_is_due(slopes: pd.DataFrame) -> pd.Series:
+def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     """Where a curve may be exactly zero.
 
     At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
@@ -95,7 +95,8 @@ def _zero_is_due(slopes: pd.DataFrame) -> pd.Series:
     """
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
-    starts_at_zero = len(logits) > 0 and bool((logits["n_zero"] > 0).all())
+    last = logits[logits["order"] == logits["order"].max()]
+    starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
     return first | ((slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero)
 
 

@@ -109,6 +109,7 @@ def test_a_check_that_could_see_nothing_does_not_pass(tmp_path, gentle):
     assert check.verdict == "inconclusive"
     assert "control's fault was not seen" in check.sentence()
     assert "too small to see a fault" in str(check.control)
+    check.save(tmp_path / "check")
 
 
 def test_without_a_control_the_result_says_so(tmp_path):
@@ -122,6 +123,51 @@ def test_a_diverged_check_is_nonfinite(tmp_path):
     assert check.verdict == "fail"
     assert "nonfinite" in set(check.slopes["verdict"])
     assert "Lower the learning rate" in check.findings[0].advice
+    check.save(tmp_path / "check")
+
+
+@pytest.mark.parametrize("recorded", ["kinds=[delta]", "modules=[blocks.*]"])
+def test_what_is_recorded_does_not_make_a_correct_model_dead(tmp_path, recorded):
+    check = checked(tmp_path, recorded, "control=false", "widths=[64,128,256]", "seeds=2")
+    assert not set(check.slopes["verdict"]) & {"dead", "nonfinite"}
+
+
+def test_dropout_does_not_hide_a_fault():
+    def build(width):
+        return nn.Sequential(nn.Linear(8, width), nn.Dropout(0.5), nn.Linear(width, 4))
+
+    still = coord_check(
+        build,
+        XY,
+        widths=(8, 16, 32),
+        seeds=2,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
+        device="cpu",
+    )
+    assert (still.records.query("kind == 'delta'")["l1"] == 0).all()
+
+
+def test_what_no_parameter_reaches_is_not_dead():
+    def build(width):
+        return nn.Sequential(nn.Flatten(), nn.Linear(8, width), nn.Linear(width, 4))
+
+    check = coord_check(build, XY, widths=(8, 16, 32), seeds=2, device="cpu")
+    assert "dead" not in set(check.slopes["verdict"])
+
+
+def test_building_for_shapes_leaves_a_shared_part_where_it_is():
+    shared = nn.Linear(8, 8)
+
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.shared, self.head = shared, nn.Linear(8, width)
+
+        def forward(self, x):
+            return self.head(self.shared(x))
+
+    coord_check(Model, XY, widths=(8, 16, 32), seeds=2, steps=2, device="cpu")
+    assert shared.weight.device.type == "cpu"
 
 
 def test_a_bf16_check_sees_the_same(tmp_path):

@@ -61,6 +61,12 @@ def test_zero_and_non_finite_runs_are_counted_and_left_out():
     assert row["slope"] == pytest.approx(0.5)
 
 
+def test_a_sum_that_overflowed_is_not_finite_even_where_its_entries_are():
+    records = synthetic({("fc", "activation", 0): power(0.5)})
+    records.loc[records["width"] == 64, "l1"] = np.inf
+    assert fit(records.assign(nonfinite=0))["n_nonfinite"].item() == 5
+
+
 def test_curvature_is_the_change_of_slope_and_only_reported_beyond_the_noise():
     widths = (64, 128, 256, 512, 1024)
     bent = fit(synthetic({("fc", "activation", 0): lambda w, s: 2 ** (0.1 * np.log2(w) ** 2)}, widths)).iloc[0]
