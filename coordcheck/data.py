@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from coordcheck.config import DataConfig, Source
 
-HASHED_BYTES = 1 << 28
 ZIPF_TOKENS = 1 << 20
 
 
@@ -27,7 +26,7 @@ class Corpus:
     Attributes:
         tokens: One-dimensional array of ids, possibly memory-mapped.
         vocab_size: Ids are below this.
-        sha256: Hash of the tokens' bytes; of a corpus above 256 MiB the hash of its first 256 MiB and its length.
+        sha256: Hash of the tokens' bytes.
         name: What it is, for messages and reports.
     """
 
@@ -116,7 +115,5 @@ def _read(source: Source, path: str | None, dtype: str, vocab_size: int) -> tupl
 
 
 def _sha256(tokens: NDArray[Any]) -> str:
-    digest = hashlib.sha256(tokens[: HASHED_BYTES // tokens.itemsize].tobytes())
-    if tokens.nbytes > HASHED_BYTES:
-        digest.update(str(tokens.nbytes).encode())
-    return digest.hexdigest()
+    """Of all of it, though that takes seconds per gigabyte: stored runs are reused by this hash."""
+    return hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()
