@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+E = TypeVar("E", bound=StrEnum)
 KINDS = ("activation", "delta")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 # keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
@@ -147,6 +148,7 @@ class Tolerance:
 
     explodes: dict[str, float]
     vanishes: dict[str, float]
+    exponent: float
 
 
 @dataclass
@@ -258,6 +260,19 @@ def gate_from(values: Any) -> GateConfig:
         raise ValueError(f"`gate` does not fit its schema: {error}") from error
     assert isinstance(gate, GateConfig)
     return gate
+
+
+def member(options: type[E], name: str, value: str) -> E:
+    """The member of an enumeration that a user named.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return options(value)
+    except ValueError as error:
+        known = [option.value for option in options]
+        raise ValueError(f"`{name}` is one of {known}; got {value!r}. For example {name}={known[0]!r}.") from error
 
 
 def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: Sequence[str]) -> None:
