@@ -3,7 +3,7 @@
 Legend of the shape suffixes: B batch, S length of the encoder's input, L length of a stack's input, D width,
 H heads, V vocabulary. Source of the structure: Raffel et al. 2020 (arXiv 1910.10683), section 2.1; its version
 1.1 differs by ``feed_forward="geglu"`` and ``tied=False``. T5 does not scale q·k, for its initialization makes q
-smaller instead; that, like every initialization, is for others.
+smaller instead; that, like all initialization, is left to others.
 """
 
 import math
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from coordcheck.models.layers import Attention, FeedForward, RMSNorm, make_readout
 
-BUCKETS = 32  # rows of a position bias, and the distance from which on all share one, as in every published T5
+# section 2.1: rows of a position bias, and the distance from which on all share one
+BUCKETS = 32
 MAX_DISTANCE = 128
 
 
@@ -95,7 +96,7 @@ class Stack(nn.Module):
         offset_LxL = position_L[None, :] - position_L[:, None]
         bias_LxLxH = self.position_bias(relative_buckets(offset_LxL, self.causal))
         bias_1xHxLxL = bias_LxLxH.permute(2, 0, 1)[None]
-        if self.causal:
+        if self.causal:  # here, not in a module of its own: recorded, -inf would look like a diverged activation
             bias_1xHxLxL = bias_1xHxLxL.masked_fill(offset_LxL > 0, -math.inf)
         for block in self.blocks:
             x_BxLxD = block(x_BxLxD, bias_1xHxLxL, memory_BxSxD)
