@@ -66,7 +66,7 @@ class Audit:
         found += _fixed_findings(judged)
         found.sort(key=lambda finding: ORDER.index(finding.verdict))
         worst = {finding.parameter: finding.verdict for finding in reversed(found)}
-        judged["verdict"] = judged["parameter"].map(worst).fillna("pass")
+        judged["verdict"] = [worst.get(name, "pass") for name in judged["parameter"]]
         said = {finding.verdict for finding in found}
         verdict = "fail" if said & {*FAULTS} else "inconclusive" if said & {*UNDECIDED} else "pass"
         return cls(judged[COLUMNS], found, verdict, expect, widths)
@@ -130,16 +130,16 @@ def _rows(frame: pd.DataFrame) -> list[Row]:
 
 
 def _expected_form(row: Row, expect: str, tolerance: float, readout: str | None) -> tuple[Form, tuple[Form, ...]]:
-    """The form that a parameter comes closest to, and all that it may have."""
+    """The form that a parameter has, else the usual one; and all that it may have."""
     update = row["update"] if row["update"] in ("adam", "sgd") else "adam"
     allowed = forms(expect, row["role"], update, tied=bool(row["tied_to"]), readout=readout)
     known = tuple(form for form in allowed if form.multiplier == row["multiplier_exponent"])
     candidates = known if known and not row["tied_to"] else allowed
 
-    def mismatches(form: Form) -> int:
-        return int(_std_is_off(row, form, tolerance)) + int(_off(row["lr_exponent"], form.lr, tolerance))
+    def fits(form: Form) -> bool:
+        return not (_std_is_off(row, form, tolerance) or _off(row["lr_exponent"], form.lr, tolerance))
 
-    return min(candidates, key=mismatches), candidates
+    return next(filter(fits, candidates), candidates[0]), candidates
 
 
 def _off(exponent: float, expected: float, tolerance: float) -> bool:

@@ -90,8 +90,8 @@ def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None
     updates = {} if optimizer is None else _update_of_each(narrow, optimizer(narrow))
     role_of = roles(narrow, infshapes(*(_shapes(facts) for facts in (at_width[0], at_width[-1]))))
     table = at_width[-1].drop(columns=["lr", "decay", "eps", "error"])
-    table["role"] = table.index.map(role_of)
-    table["update"] = table.index.map(updates).fillna("") if updates else ""
+    table["role"] = [role_of[name] for name in table.index]
+    table["update"] = [updates.get(name, "") for name in table.index]
     table = table.join(_exponents(widths, at_width))
     return table.rename_axis("parameter").reset_index()
 
