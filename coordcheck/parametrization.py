@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from mup.infshape import InfShape
 from mup.shape import zip_infshapes
 from torch import Size, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 Shapes = dict[str, Size]
 
@@ -43,8 +43,8 @@ def parameter_role(module: nn.Module, infshape: InfShape) -> str:
     """The role of a parameter that `module` owns.
 
     A matrix with one infinite dimension is an input if that is its fan-out and a readout if it is its fan-in.
-    ``nn.Linear`` and convolutions store the fan-out first; embeddings, Hugging Face's Conv1D and plain
-    parameters (a class token, learned positions) store it last.
+    ``nn.Linear`` and convolutions store the fan-out first, transposed convolutions second; embeddings, Hugging
+    Face's Conv1D and plain parameters (a class token, learned positions) store it last.
 
     Returns:
         "input", "hidden", "readout", "vector" or "fixed", as in Tensor Programs V (arXiv 2203.03466), table 3.
@@ -55,7 +55,12 @@ def parameter_role(module: nn.Module, infshape: InfShape) -> str:
         return "vector"
     if infshape.ninf() > 1:
         return "hidden"
-    fan_out = infshape[0] if isinstance(module, nn.Linear | nn.Bilinear | _ConvNd) else infshape[-1]
+    if isinstance(module, _ConvTransposeNd):
+        fan_out = infshape[1]
+    elif isinstance(module, nn.Linear | nn.Bilinear | _ConvNd):
+        fan_out = infshape[0]
+    else:
+        fan_out = infshape[-1]
     return "input" if fan_out.isinf() else "readout"
 
 
