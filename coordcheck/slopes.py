@@ -47,6 +47,15 @@ def sizes(records: pd.DataFrame) -> pd.Series:
     return records["l1"].where(~unknown, records["rms"])
 
 
+def repeated_seeds(records: pd.DataFrame) -> list[int]:
+    """Seeds whose sizes equal those of an earlier seed bit for bit: the same sample again, not another one."""
+    size = sizes(records)
+    telling = records.assign(size=size)[np.isfinite(size) & (size > 0)]
+    ordered = telling.sort_values([*curve_columns(records), "width"])
+    content = ordered.groupby("seed")["size"].agg(lambda of_seed: of_seed.to_numpy().tobytes())
+    return [int(seed) for seed in content.index[content.duplicated()]]
+
+
 def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Slopes of all curves.
 
@@ -74,13 +83,14 @@ def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
-    """The fit of each curve and seed.
+    """The fit of each curve and seed; repeated seeds count once, see :func:`repeated_seeds`.
 
     Returns:
         One row per curve and seed: what identifies them, ``slope``, ``bend`` (slope at the widest point minus
         slope at the narrowest, of a parabola) and ``n_widths``; slope NaN where fewer than three widths are
         finite and not zero.
     """
+    records = records[~records["seed"].isin(repeated_seeds(records))]
     keys = [*curve_columns(records), "seed"]
     size = sizes(records)
     usable = np.isfinite(size) & (size > 0) & (records["nonfinite"] == 0)

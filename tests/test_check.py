@@ -1,6 +1,7 @@
 """The whole flow: the facts a check must find, on our models and on others', and what its result keeps."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from conftest import power, synthetic, tiny_config
 from torch import nn
 
 from coordcheck import CoordCheck, coord_check
-from coordcheck.check import check_config, control_axes
+from coordcheck.check import check_config, control_axes, judge_control
 from coordcheck.config import load
 from coordcheck.result import Control
 from coordcheck.verdict import first_at_fault
@@ -110,6 +111,61 @@ def test_a_check_that_could_see_nothing_does_not_pass(tmp_path, gentle):
     assert "control's fault was not seen" in check.sentence()
     assert "too small to see a fault" in str(check.control)
     check.save(tmp_path / "check")
+
+
+def test_a_check_of_standard_parametrization_can_fail_and_shows_it(tmp_path):
+    """Its SP twin and a faster learning rate are within what standard parametrization allows."""
+    check = checked(tmp_path, "parametrization=sp", "gate.expect=sp")
+    assert check.verdict == "pass", check.findings
+    assert check.control.saw is True
+    assert "initial weight matrix times (width / smallest width)^1/2" in str(check.control)
+    assert "wte, activation, step 0: scales like width^+0.5" in check.control.evidence
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 1}, {"control": True}])
+def test_a_check_of_ones_own_model_in_standard_parametrization_can_fail(options):
+    def build(width):
+        return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, 4))
+
+    check = coord_check(build, random_batch, widths=(64, 128, 256), seeds=3, expect="sp", device="cpu", **options)
+    assert check.control.saw is True
+    assert check.verdict != "fail", check.findings
+
+
+@pytest.mark.parametrize(("exponent", "seeds"), [(0.9, 1), (0.5, 3)])
+def test_a_control_beyond_its_limit_by_less_than_its_interval_is_undecided(gate, exponent, seeds):
+    control = judge_control(synthetic({("fc", "delta", 1): power(exponent, noise=0.2)}, seeds=seeds), gate, "twin")
+    assert (control.saw, control.undecided) == (False, True)
+    assert "shows, but not for certain; fc, delta, step 1: scales like width^" in str(control)
+    assert "Use more seeds" in str(control)
+    check = CoordCheck.from_records(synthetic({("fc", "activation", 0): power(0.0)}), gate, control=control)
+    assert check.verdict == "inconclusive"
+    assert re.search("control's fault shows, but not for certain.*Use more seeds", check.sentence())
+
+
+def test_a_control_within_its_limits_is_not_seen(gate):
+    control = judge_control(synthetic({("fc", "delta", 1): power(0.1)}), gate, "twin")
+    assert (control.saw, control.undecided) == (False, False)
+
+
+def test_a_model_that_seeds_itself_is_one_sample():
+    def build(width):
+        torch.manual_seed(0)
+        return mlp(width)
+
+    with pytest.warns(UserWarning, match=r"seeds \[1, 2\] repeat .*`build` seems to seed itself.*global generator"):
+        check = coord_check(build, XY, widths=(8, 16, 32), seeds=3, steps=1, device="cpu", control=False)
+    assert set(check.slopes["n_seeds"]) == {1}
+    assert check.verdict == "inconclusive"
+
+
+def test_a_finding_of_ones_own_model_names_its_parameter_before_and_after_loading(tmp_path):
+    check = coord_check(Classifier, batch_of, widths=(64, 128, 256), seeds=3, optimizer=plain_adam, device="cpu")
+    named = {finding.module: finding.parameter for finding in check.findings}
+    assert named["encoder.linear1"] == "encoder.linear1.weight"
+    assert named["encoder"] is None
+    check.save(tmp_path)
+    assert CoordCheck.load(tmp_path).findings == check.findings
 
 
 def test_without_a_control_the_result_says_so(tmp_path):
@@ -250,6 +306,7 @@ def test_a_model_of_the_users_own(optimizer, verdict):
     assert check.verdict == verdict, check.findings
     assert check.control.saw is True
     assert check.records["model"].unique().tolist() == ["Classifier"]
+    assert check.records["optimizer"].unique().tolist() == ["Adam lr=0.001"]
     roles = check.slopes.drop_duplicates("module").set_index("module")["role"]
     assert roles[["embed", "encoder.linear1", "norm", "head", "encoder"]].tolist() == [
         "input",
@@ -286,6 +343,11 @@ def mlp(width):
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
 
 
+def random_batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(16, 8, generator=generator), torch.randint(0, 4, (16,), generator=generator)
+
+
 XY = (torch.ones(4, 8), torch.zeros(4, dtype=torch.long))
 
 
@@ -308,6 +370,10 @@ XY = (torch.ones(4, 8), torch.zeros(4, dtype=torch.long))
         ({"build": lambda width: nn.Linear(8, 4)}, r"no parameter's shape changes with width"),
         ({"build": lambda width: nn.Sequential(*[nn.Linear(8, 8)] * width)}, r"same parameter names"),
         ({"build": lambda width: width}, r"`build` must return a torch.nn.Module; got int"),
+        (
+            {"build": lambda width: nn.LazyLinear(width)},
+            r"parameters have their shapes.*\['weight', 'bias'\].*nn.Linear",
+        ),
         ({"batch": torch.ones(4, 8)}, r"`batch` is \(inputs, targets\).*got Tensor"),
     ],
 )
