@@ -15,7 +15,7 @@ import pandas as pd
 
 from coordcheck import verdict as verdicts
 from coordcheck.config import GateConfig, default_gate, gate_from
-from coordcheck.slopes import cell_columns, fit, repeated_seeds
+from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import Finding
 
@@ -98,10 +98,9 @@ class CoordCheck:
         """Fits and judges records of one cell, wherever they were recorded.
 
         Raises:
-            ValueError: if there are no records, or those of several cells.
+            ValueError: see :func:`coordcheck.slopes.check_records`, or if there are several cells.
         """
-        if not len(records):
-            raise ValueError("there are no records to judge. For example record one step: recorder.step().")
+        check_records(records)
         names = cell_columns(records)
         cells = records[names].drop_duplicates()
         if names and len(cells) > 1:
@@ -196,28 +195,46 @@ class CoordCheck:
         """Reads stored records, with what ``verdict.json`` says of them if it is there, and judges them anew.
 
         Raises:
-            ValueError: if the directory holds no records.
+            ValueError: if the directory holds no records, or files that no check wrote.
         """
         directory = Path(directory)
-        if not (directory / RECORDS).is_file():
-            raise ValueError(
-                f"{directory} holds no {RECORDS}; a check's directory does. For example "
-                f"coordcheck-report checks/gpt-mup-untied-zero-adam."
-            )
-        records = pd.read_parquet(directory / RECORDS)
-        if not (directory / VERDICT).is_file():
-            return cls.from_records(records, default_gate())
-        said = json.loads((directory / VERDICT).read_text())
-        return cls.from_records(
-            records,
-            gate_from(said["config"]["gate"]),
-            control=Control(**said["control"]),
-            readout=said["config"].get("readout", {}).get("name"),
-            skipped=said["skipped"],
-            config=said["config"],
-            versions=said["versions"],
-            corpus_sha256=said["corpus_sha256"],
+        records = _read_records(directory / RECORDS)
+        said = _read_verdict(directory / VERDICT)
+        try:
+            return cls.from_records(records, **said)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+
+def _read_records(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} holds no {RECORDS}; a check's directory does. For example "
+            f"coordcheck-report checks/gpt-mup-untied-zero-adam."
         )
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no parquet file that can be read ({error}). Record it anew.") from error
+
+
+def _read_verdict(path: Path) -> dict[str, Any]:
+    """What :meth:`CoordCheck.from_records` takes besides records; the default gate alone if there is no such file."""
+    if not path.is_file():
+        return {"gate": default_gate()}
+    try:
+        said = json.loads(path.read_text())
+        return {
+            "gate": gate_from(said["config"]["gate"]),
+            "control": Control(**said["control"]),
+            "readout": said["config"].get("readout", {}).get("name"),
+            **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not what a check wrote ({type(error).__name__}: {error}). "
+            f"Without that file the records are judged by the default gate."
+        ) from error
 
 
 def _without_nan(value: Any) -> Any:

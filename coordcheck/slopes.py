@@ -11,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from coordcheck.config import KINDS
+
 Array = NDArray[np.float64]
 
 RECORD_COLUMNS = (
@@ -34,6 +36,30 @@ def cell_columns(frame: pd.DataFrame) -> list[str]:
     """The columns of `frame`, records or slopes, that say which cell: all that stand before the known ones."""
     known = {*RECORD_COLUMNS, "slope"}
     return [name for name in frame.columns[: next(i for i, c in enumerate(frame.columns) if c in known)]]
+
+
+def check_records(records: pd.DataFrame) -> None:
+    """Makes sure that a frame which anybody may have written can be judged.
+
+    Raises:
+        ValueError: if there are no records, a column is missing or unknown, or a kind is unknown.
+    """
+    if not len(records):
+        raise ValueError("there are no records to judge. For example record one step: recorder.step().")
+    missing = [name for name in RECORD_COLUMNS if name not in records.columns]
+    cell = [] if missing else cell_columns(records)
+    strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *cell)]
+    if missing or strange:
+        raise ValueError(
+            f"records have the columns {list(RECORD_COLUMNS)}, after any that say which cell; these lack {missing} and "
+            f"{strange} stand among or after them. For example records[['cell', *coordcheck.slopes.RECORD_COLUMNS]]."
+        )
+    unknown = sorted(set(records["kind"]) - set(KINDS))
+    if unknown:
+        raise ValueError(
+            f"the kind of a record is one of {list(KINDS)}; got {unknown}. "
+            f"For example records[records['kind'] == 'activation']."
+        )
 
 
 def curve_columns(frame: pd.DataFrame) -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from coordcheck import CoordCheck, coord_check
 from coordcheck.check import check_config, control_axes, judge_control
 from coordcheck.config import load
 from coordcheck.result import Control
+from coordcheck.train import default_loss, to_device
 from coordcheck.verdict import first_at_fault
 
 WIDTHS = ["widths=[64,128,256,512]", "model.depth=2", "data.batch=4"]
@@ -119,7 +122,7 @@ def test_a_check_of_standard_parametrization_can_fail_and_shows_it(tmp_path):
     assert check.verdict == "pass", check.findings
     assert check.control.saw is True
     assert "initial weight matrix times (width / smallest width)^1/2" in str(check.control)
-    assert "wte, activation, step 0: scales like width^+0.5" in check.control.evidence
+    assert "activation, step 0: scales like width^+1." in check.control.evidence
 
 
 @pytest.mark.parametrize("options", [{}, {"steps": 1}, {"control": True}])
@@ -374,6 +377,17 @@ XY = (torch.ones(4, 8), torch.zeros(4, dtype=torch.long))
             {"build": lambda width: nn.LazyLinear(width)},
             r"parameters have their shapes.*\['weight', 'bias'\].*nn.Linear",
         ),
+        ({"device": "meta"}, r"`device`.*can train on; got 'meta'"),
+        ({"device": "hpu"}, r"`device`.*can train on; got 'hpu'"),
+        ({"modules": []}, r"`modules` needs at least one"),
+        ({"kinds": ("delta",), "steps": 1}, r"`steps` is at least 2"),
+        (
+            {"batch": (torch.ones(4, 8), torch.ones(4))},
+            r"integer targets.*\(4, 4\) and targets torch.float32.*mse_loss",
+        ),
+        ({"batch": (torch.ones(4, 8), torch.ones(3).long())}, r"torch.int64 of shape \(3,\)"),
+        ({"loss": lambda model, batch: model(batch[0])}, r"a loss is a tensor with one entry; got shape \(4, 4\)"),
+        ({"loss": lambda model, batch: 1.0}, r"a loss is a tensor with one entry; got float"),
         ({"batch": torch.ones(4, 8)}, r"`batch` is \(inputs, targets\).*got Tensor"),
     ],
 )
@@ -402,6 +416,36 @@ def test_a_dict_batch_without_a_loss_is_named():
         loss=lambda model, batch: model(**batch)["logits"].square().mean(),
     )
     assert len(own.records)
+
+
+Batch = namedtuple("Batch", ["inputs", "targets"])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits, loss: (logits, None),
+        lambda logits, loss: (None, logits),
+        lambda logits, loss: {"logits": logits},
+        lambda logits, loss: {"loss": loss},
+        lambda logits, loss: SimpleNamespace(loss=loss),
+    ],
+)
+def test_the_default_loss_finds_loss_or_logits(wrap):
+    inputs, targets = random_batch(0)
+    model = mlp(8)
+    expected = nn.functional.cross_entropy(model(inputs), targets)
+
+    def wrapped(x):
+        return wrap(model(x), nn.functional.cross_entropy(model(x), targets))
+
+    assert default_loss(wrapped, Batch(inputs, targets.int())) == expected
+
+
+def test_a_batch_keeps_its_type_on_its_way_to_the_device():
+    moved = to_device(Batch(torch.ones(2), [torch.ones(1)]), torch.device("cpu"))
+    assert isinstance(moved, Batch)
+    assert isinstance(moved.targets, list)
 
 
 class Reused(nn.Module):

@@ -165,7 +165,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"verdict.json cannot be written \(disk full\). Choose a directory"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["verdict.json"]
