@@ -1,7 +1,8 @@
 """A cell: one model family with its optimizer and data, ready to be built at any width and seed.
 
 :class:`ConfiguredCell` comes from a configuration, :class:`OwnCell` from a user's functions; the sweep sees
-no difference. Each knows its control, a twin with a fault that a check must see.
+no difference. A control is a cell too, with a fault that a check must see: :meth:`ConfiguredCell.in_sp`,
+:class:`FasterWithWidth`, :class:`LargerWithWidth`.
 """
 
 import dataclasses

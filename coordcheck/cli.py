@@ -242,7 +242,7 @@ def _exit(command: Callable[[argparse.Namespace], int], parser: argparse.Argumen
     arguments = parser.parse_args()
     try:
         raise SystemExit(command(arguments))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -182,7 +182,8 @@ class Recorder:
         model: Hooks are on its modules while the recorder is entered. Not yet compiled.
         width: d_model, for the records.
         seed: For the records.
-        kinds: "activation", and "delta" against step 0, which needs the same batch at every step.
+        kinds: "activation", and "delta" against step 0, which needs the same batch at every step. Modules whose
+            output then has another shape, as in a mixture of experts, have no delta.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 

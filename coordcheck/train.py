@@ -100,6 +100,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     Raises:
         ValueError: if the batch is neither, a dict batch gives no loss, or targets do not fit the output.
     """
+    loss: Tensor | None
     if isinstance(batch, Mapping):
         loss = _part(model(**batch), "loss")
         if loss is None:
@@ -107,7 +108,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
                 "the model's output has no loss for a dict batch; give the batch labels, or `loss`. For example "
                 "batch={'input_ids': ids, 'labels': ids} or loss=lambda model, batch: model(**batch).logits.mean()."
             )
-        return _scalar(loss)
+        return loss
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         raise ValueError(
             f"`batch` is (inputs, targets), a dict for model(**batch), or a function of the seed that returns "
@@ -116,7 +117,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     inputs, targets = batch
     output = model(inputs)
     loss = _part(output, "loss")
-    return _cross_entropy(_logits(output), targets) if loss is None else _scalar(loss)
+    return _cross_entropy(_logits(output), targets) if loss is None else loss
 
 
 def _part(output: Any, name: str) -> Any:
