@@ -152,7 +152,8 @@ def compare(
 
     Returns:
         One row per curve of either, largest change first among each status: ``module kind step status before now
-        change low high p``. ``status`` is "regressed", "new", "vanished" or "same"; ``before`` and ``now`` are mean
+        change low high p``. ``status`` is "regressed", "undecided" (changed, but a single seed
+        says nothing of noise), "new", "vanished" or "same"; ``before`` and ``now`` are mean
         slopes, NaN with a word in ``note`` where there is none; ``low high`` Welch's interval of the change and
         ``p`` its p-value after Holm's correction.
 
@@ -167,7 +168,9 @@ def compare(
     moved = (table["change"].abs() > tolerance) & (table["p"] < 1 - confidence)
     other = (table["status"] == "same") & (table["note"] != "")
     table["status"] = table["status"].where(~(moved | other), "regressed")
-    rank = table["status"].map({"regressed": 0, "vanished": 1, "new": 2, "same": 3})
+    alone = (table["change"].abs() > tolerance) & np.isinf(table["high"])
+    table["status"] = table["status"].where(~alone, "undecided")
+    rank = table["status"].map({"regressed": 0, "undecided": 1, "vanished": 2, "new": 3, "same": 4})
     order = pd.DataFrame({"rank": rank, "size": -table["change"].abs().fillna(np.inf)})
     return table.loc[order.sort_values(["rank", "size"], kind="stable").index].reset_index(drop=True)
 

@@ -1,7 +1,8 @@
 """A cell: one model family with its optimizer and data, ready to be built at any width and seed.
 
 :class:`ConfiguredCell` comes from a configuration, :class:`OwnCell` from a user's functions; the sweep sees
-no difference. Each knows its control, a twin with a fault that a check must see.
+no difference. A control is a cell too, with a fault that a check must see: :meth:`ConfiguredCell.in_sp`,
+:class:`FasterWithWidth`, :class:`LargerWithWidth`.
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ from typing import Any
 import mup
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from coordcheck.config import (
+    NO_NUMBERS,
     CheckConfig,
     Embedding,
     Parametrization,
@@ -38,10 +41,12 @@ class Cell(ABC):
     Attributes:
         columns: The cell's columns in every frame.
         roles: Role of each parameter, by name.
+        determinants: What the numbers of its runs depend on, besides width and seed; JSON-serializable.
     """
 
     columns: Mapping[str, str]
     roles: Mapping[str, str]
+    determinants: Mapping[str, Any]
 
     @abstractmethod
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
@@ -84,6 +89,13 @@ class ConfiguredCell(Cell):
             "readout": f"{c.readout.name}{readout}",
             "optimizer": f"{c.optimizer.name} lr={c.optimizer.lr:g}",
         }
+
+    @property
+    def determinants(self) -> dict[str, Any]:  # type: ignore[override]
+        """Values of the configuration that bear on numbers, and the text."""
+        values = dataclasses.asdict(self.config)
+        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
+        return {**numbers, "corpus": self.corpus.sha256}
 
     @cached_property
     def _base_infshapes(self) -> dict[str, Any]:
@@ -149,7 +161,7 @@ class ConfiguredCell(Cell):
         """Mean cross entropy."""
         return default_loss(model, batch)
 
-    def control(self) -> "ConfiguredCell":
+    def in_sp(self) -> "ConfiguredCell":
         """The twin in standard parametrization, at the same learning rate."""
         sp = ParametrizationConfig(Parametrization.sp)
         return ConfiguredCell(dataclasses.replace(self.config, parametrization=sp))
@@ -181,9 +193,13 @@ class OwnCell(Cell):
         self._batch = batch
         self._optimizer = optimizer
         self._loss = default_loss if loss is None else loss
-        self.columns = {"model": getattr(build, "__qualname__", type(build).__name__)}
         self.smallest = min(widths)
         self.roles = _own_roles(build, sorted(widths))
+        self.columns = {
+            "model": getattr(build, "__qualname__", type(build).__name__),
+            "optimizer": _describe(self.optimizer(build(self.smallest), self.smallest)),
+        }
+        self.determinants = {}
 
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The user's model, built with torch's global generator seeded."""
@@ -228,6 +244,52 @@ class FasterWithWidth(OwnCell):
         return optimizer
 
 
+class LargerWithWidth(Cell):
+    """A control of any cell: every initial weight of two or more dimensions times (width / smallest width)^1/2.
+
+    Standard parametrization bounds what training does so loosely that hardly any learning rate breaks it, but the size
+    of activations at initialization closely.
+
+    Args:
+        cell: Whose twin this is.
+        smallest: The width at which both are the same.
+    """
+
+    def __init__(self, cell: Cell, smallest: int):
+        self.cell = cell
+        self.smallest = smallest
+        self.columns = cell.columns
+        self.roles = cell.roles
+        self.determinants = {**cell.determinants, "larger_with_width_from": smallest}
+
+    def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
+        """The cell's model with larger weights."""
+        model = self.cell.build(width, seed, device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() >= 2:
+                    parameter.mul_((width / self.smallest) ** 0.5)
+        return model
+
+    def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
+        """The cell's."""
+        return self.cell.optimizer(model, width)
+
+    def batch(self, seed: int, device: torch.device) -> Any:
+        """The cell's."""
+        return self.cell.batch(seed, device)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The cell's."""
+        return self.cell.loss(model, batch)
+
+
+def _describe(optimizer: torch.optim.Optimizer) -> str:
+    """An optimizer's class and the learning rates of its groups."""
+    rates = dict.fromkeys(f"{float(group['lr']):g}" for group in optimizer.param_groups)
+    return f"{type(optimizer).__name__} lr={', '.join(rates)}"
+
+
 def _own_roles(build: Callable[[int], nn.Module], widths: Sequence[int]) -> dict[str, str]:
     """Roles from the parameters' shapes at every width."""
     narrowest = _structure(build, widths[0])
@@ -247,5 +309,11 @@ def _structure(build: Callable[[int], nn.Module], width: int) -> nn.Module:
         raise ValueError(
             f"`build` must return a torch.nn.Module; got {type(model).__name__}. "
             f"For example build=lambda width: nn.Linear(16, width)."
+        )
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"`build` must return a model whose parameters have their shapes; these have none before the first "
+            f"forward pass: {lazy}. For example nn.Linear(8, width) in the place of nn.LazyLinear(width)."
         )
     return model

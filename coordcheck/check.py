@@ -10,13 +10,12 @@ from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from coordcheck import verdict as verdicts
 from coordcheck.config import (
-    NO_NUMBERS,
     CheckConfig,
     GateConfig,
     Parametrization,
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from coordcheck.train import RunPlan
 
 CONTROL_SEEDS = 3
+FASTER = "every learning rate times width / smallest width"
+LARGER = "every initial weight matrix times (width / smallest width)^1/2"
 
 
 def coord_check(
@@ -53,7 +54,7 @@ def coord_check(
     precision: str = "fp32",
     *,
     modules: Sequence[str] | None = None,
-    control: "Literal[False] | tuple[Callable[[int], nn.Module], Callable[[nn.Module], optim.Optimizer]] | None" = None,
+    control: "bool | tuple[Callable[[int], nn.Module], Callable[[nn.Module], optim.Optimizer]] | None" = None,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -73,7 +74,8 @@ def coord_check(
         device: "auto" for a GPU if there is one, or any torch device.
         precision: "fp32", or "bf16" for autocast.
         modules: Names or shell patterns of modules to record; None for all.
-        control: By default the same model with every learning rate multiplied by width / smallest width;
+        control: By default the same model with every learning rate multiplied by width / smallest width (with
+            ``expect="sp"``, which allows that, with every initial weight matrix multiplied by its square root);
             a pair (build, optimizer) for another one that must fail, or False for none.
 
     Returns:
@@ -92,7 +94,7 @@ def coord_check(
     """
     import torch
 
-    from coordcheck.cell import FasterWithWidth, OwnCell
+    from coordcheck.cell import FasterWithWidth, LargerWithWidth, OwnCell
     from coordcheck.train import RunPlan, pick_device
 
     seed_list = list(range(int(seeds))) if isinstance(seeds, int | Integral) else list(seeds)
@@ -108,11 +110,12 @@ def coord_check(
         cell = OwnCell(build, batch, train, loss, widths)
         twin: Cell | None = None
         name = "none"
-        if control is None:
-            twin = FasterWithWidth(build, batch, train, loss, widths)
-            name = "every learning rate times width / smallest width"
-        elif control is not False:
+        if control is not None and not isinstance(control, bool):
             twin, name = OwnCell(control[0], batch, control[1], loss, widths), "your own"
+        elif control is not False and gate.expect == Parametrization.sp:
+            twin, name = LargerWithWidth(cell, min(widths)), LARGER
+        elif control is not False:
+            twin, name = FasterWithWidth(build, batch, train, loss, widths), FASTER
         return _check(cell, twin, name, plan, gate, widths, seed_list, config=config)
 
 
@@ -124,14 +127,19 @@ def check_config(config: CheckConfig) -> CoordCheck:
     """
     import torch
 
-    from coordcheck.cell import ConfiguredCell
+    from coordcheck.cell import Cell, ConfiguredCell, LargerWithWidth
     from coordcheck.sweep import default_workers
     from coordcheck.train import RunPlan, pick_device
 
     device = pick_device(config.device)
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     cell = ConfiguredCell(config)
-    twin = cell.control() if config.control else None
+    twin: Cell | None = None
+    name = "none"
+    if config.control and config.gate.expect == Parametrization.sp:
+        twin, name = LargerWithWidth(cell, min(config.widths)), LARGER
+    elif config.control:
+        twin, name = cell.in_sp(), "the same model in standard parametrization"
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -139,12 +147,12 @@ def check_config(config: CheckConfig) -> CoordCheck:
         return _check(
             cell,
             twin,
-            "the same model in standard parametrization",
+            name,
             plan,
             config.gate,
             config.widths,
             seeds_of(config),
-            store=lambda c: _store(c.config, c.corpus.sha256, str(device)),
+            store=lambda cell: _store(cell, config, str(device)),
             workers=config.workers or default_workers(device),
             readout=config.readout.name,
             config=dataclasses.asdict(config),
@@ -163,7 +171,7 @@ def _check(
     widths: Sequence[int],
     seeds: Sequence[int],
     *,
-    store: Callable[[Any], RunStore | None] = lambda cell: None,
+    store: "Callable[[Cell], RunStore | None]" = lambda cell: None,
     workers: int = 1,
     readout: str | None = None,
     config: Mapping[str, Any],
@@ -197,17 +205,22 @@ def control_axes(widths: Sequence[int], seeds: Sequence[int]) -> tuple[list[int]
 
 
 def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control:
-    """Whether a control's fault shows, in what training did to it.
+    """Whether a control's fault shows.
 
-    A fault at step 0 would show without any training, so it says nothing of the learning rate: where deltas
-    are recorded only they count, else activations after step 0.
+    In what training did to it: a fault at step 0 would show without any training, so it says nothing of the learning
+    rate. Where deltas are recorded only they count, else activations after step 0. A check that expects standard
+    parametrization has its control's fault in the initialization: there every curve counts.
     """
     judged = verdicts.judge(fit(records, gate.confidence), gate)
-    trained = judged[judged["kind"] == "delta"] if (judged["kind"] == "delta").any() else judged[judged["step"] > 0]
-    seen = verdicts.worst_first(trained[trained["verdict"].isin(("explodes", "nonfinite"))])
+    if gate.expect != Parametrization.sp:
+        deltas = judged["kind"] == "delta"
+        judged = judged[deltas if deltas.any() else judged["step"] > 0]
+    seen = judged[judged["verdict"].isin(("explodes", "nonfinite"))]
+    beyond = judged[(judged["verdict"] == "inconclusive") & (judged["slope"] > judged["expected_high"])]
+    beyond = beyond[beyond["excess"] > 0]
     evidence = ""
-    if len(seen):
-        worst = seen.iloc[0]
+    if len(seen) or len(beyond):
+        worst = verdicts.worst_first(seen if len(seen) else beyond).iloc[0]
         evidence = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {verdicts.describe(worst)}"
     return Control(
         twin=twin,
@@ -215,6 +228,7 @@ def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control
         seeds=int(records["seed"].nunique()),
         saw=bool(len(seen)),
         evidence=evidence,
+        undecided=not len(seen) and bool(len(beyond)),
     )
 
 
@@ -224,15 +238,10 @@ def current_versions() -> dict[str, str]:
     return {"python": python_version(), **{name: version(name) for name in packages}}
 
 
-def _store(config: CheckConfig, corpus_sha256: str, device: str) -> RunStore:
-    """Where runs of a configured cell are kept, keyed by what their numbers depend on."""
-    values = dataclasses.asdict(config)
-    numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
-    return RunStore(
-        Path(config.runs),
-        {**numbers, "corpus": corpus_sha256, "device": device, "versions": current_versions()},
-        reuse=config.resume,
-    )
+def _store(cell: "Cell", config: CheckConfig, device: str) -> RunStore:
+    """Where runs of a configured cell or its control are kept, keyed by what their numbers depend on."""
+    determinants = {**cell.determinants, "device": device, "versions": current_versions()}
+    return RunStore(Path(config.runs), determinants, reuse=config.resume)
 
 
 def _adam(model: "nn.Module") -> "optim.Optimizer":

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from coordcheck.config import from_hydra, register_schema
+from coordcheck.config import file_name, from_hydra, register_schema
 
 if TYPE_CHECKING:
     from coordcheck.result import CoordCheck
@@ -28,12 +28,32 @@ _finished: list[Path] = []
 _sweep: list[Path] = []
 
 
-class SweepDirectory(Callback):
-    """Remembers where a sweep writes, also when its jobs run in other processes; set in configs/check.yaml."""
+class OutputDirectory(Callback):
+    """Makes the directory before Hydra does, and remembers where a sweep writes; set in configs/check.yaml.
+
+    Hydra would end with a traceback if it could not. Jobs of a sweep may run in other processes.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the job."""
+        _make(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job."""
+        _make(Path(config.hydra.sweep.dir))
         _sweep.append(Path(config.hydra.sweep.dir))
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"coordcheck: {directory} cannot be made ({error.strerror}). Choose one that you may write to, for example "
+            f"hydra.run.dir=checks/mine.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
 
 
 @hydra.main(version_base="1.3", config_path="pkg://coordcheck.configs", config_name="check")
@@ -60,7 +80,7 @@ def _check(merged: DictConfig, directory: Path) -> None:
     from coordcheck.storage import copy_atomically
 
     check = check_config(config)
-    name = directory.name if HydraConfig.get().mode == RunMode.MULTIRUN else config.name
+    name = directory.name if HydraConfig.get().mode == RunMode.MULTIRUN else file_name(config.name)
     picture = None if config.plots is None else Path(config.plots) / f"{name}.png"
     check.save(directory)
     if picture is not None:
@@ -140,13 +160,21 @@ def _report(arguments: argparse.Namespace) -> int:
     console = make_console()
     named: list[Path] = arguments.directory
     sources = named if arguments.format == "mup" else find_checks(named)
-    checks = {_home(path, arguments.format): _load(path, arguments.format) for path in sources}
-    for path, check in checks.items():
-        check.save(path)
-        print_check(check, console, path)
+    checks: dict[Path, CoordCheck] = {}
+    broken: list[str] = []
+    for path in sources:
+        try:
+            check = _load(path, arguments.format)
+            check.save(_home(path, arguments.format))
+        except ValueError as error:
+            broken.append("error")
+            print(f"coordcheck-report: {error}", file=sys.stderr)
+            continue
+        checks[_home(path, arguments.format)] = check
+        print_check(check, console, _home(path, arguments.format))
     if len(checks) > 1:
         summarize(checks, arguments.summary or _home(named[0], arguments.format), console)
-    return exit_code([check.verdict for check in checks.values()])
+    return exit_code([*broken, *(check.verdict for check in checks.values())])
 
 
 def gate() -> None:
@@ -214,7 +242,7 @@ def _exit(command: Callable[[argparse.Namespace], int], parser: argparse.Argumen
     arguments = parser.parse_args()
     try:
         raise SystemExit(command(arguments))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -6,6 +6,8 @@ checked by :func:`validate`, before anything is built. This module imports neith
 ``coordcheck --help`` must answer at once.
 """
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 E = TypeVar("E", bound=StrEnum)
+LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
 KINDS = ("activation", "delta")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 # keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
@@ -189,8 +192,23 @@ class CheckConfig:
 
 
 def register_schema() -> None:
-    """Tells Hydra the schema, under the name that ``configs/check.yaml`` lists first."""
+    """Tells Hydra the schema, under the name that ``configs/check.yaml`` lists first, and :func:`file_name`."""
     ConfigStore.instance().store(name="check_schema", node=CheckConfig)
+    OmegaConf.register_new_resolver("file_name", file_name, replace=True)
+
+
+def file_name(text: str) -> str:
+    """`text`, shortened so far that file systems take it as a name, and kept apart by a hash.
+
+    >>> file_name("readout=zero")
+    'readout=zero'
+    >>> len(file_name("x" * 999))
+    200
+    """
+    if len(text.encode()) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors="ignore") + f"-{digest}"
 
 
 def load(overrides: Sequence[str] = ()) -> CheckConfig:
@@ -252,13 +270,14 @@ def gate_from(values: Any) -> GateConfig:
     """A gate from plain values, for example those that a check stored.
 
     Raises:
-        ValueError: if a key is unknown or a value has the wrong type.
+        ValueError: if a key is unknown or a value has the wrong type or breaks a rule.
     """
     try:
         gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), values))
     except OmegaConfBaseException as error:
         raise ValueError(f"`gate` does not fit its schema: {error}") from error
     assert isinstance(gate, GateConfig)
+    check_gate(gate)
     return gate
 
 
@@ -273,6 +292,25 @@ def member(options: type[E], name: str, value: str) -> E:
     except ValueError as error:
         known = [option.value for option in options]
         raise ValueError(f"`{name}` is one of {known}; got {value!r}. For example {name}={known[0]!r}.") from error
+
+
+def check_gate(gate: GateConfig) -> None:
+    """Checks the values of a gate.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if not 0 < gate.confidence < 1:
+        raise ValueError(
+            f"`gate.confidence` lies between 0 and 1; got {gate.confidence}. For example gate.confidence=0.95."
+        )
+    for side, tolerances in (("explodes", gate.tolerance.explodes), ("vanishes", gate.tolerance.vanishes)):
+        for kind, tolerance in tolerances.items():
+            if kind not in KINDS or not 0 <= tolerance < math.inf:
+                raise ValueError(
+                    f"`gate.tolerance.{side}` has a finite number, zero or more, for each of {list(KINDS)}; got "
+                    f"{kind}: {tolerance}. For example gate.tolerance.{side}.delta=0.2."
+                )
 
 
 def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: Sequence[str]) -> None:
@@ -297,6 +335,11 @@ def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: S
     if unknown or not kinds:
         raise ValueError(
             f"`kinds` is a selection of {list(KINDS)}; got {list(kinds)}. For example kinds=[activation,delta]."
+        )
+    if steps == 1 and "activation" not in kinds:
+        raise ValueError(
+            f"`steps` is at least 2 where only changes since step 0 are recorded; got steps=1 kinds={list(kinds)}. "
+            f"For example steps=4."
         )
 
 
@@ -356,18 +399,19 @@ def validate(config: CheckConfig) -> None:
         "embedding.position_std": config.embedding.position_std,
         "readout.std": config.readout.std or 0.0,
         "optimizer.lr": config.optimizer.lr,
+        "optimizer.eps": config.optimizer.eps,
+        "optimizer.momentum": config.optimizer.momentum,
         "optimizer.weight_decay": config.optimizer.weight_decay,
     }
     for name, size in spreads.items():
-        if not 0 <= size < float("inf"):
+        if not 0 <= size < math.inf:
             raise ValueError(f"`{name}` is a finite number, zero or more; got {size}. For example {name}=0.01.")
-    if not 0 < config.gate.confidence < 1:
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(
-            f"`gate.confidence` lies between 0 and 1; got {config.gate.confidence}. For example gate.confidence=0.95."
+            f"`optimizer.betas` are two numbers from 0 to below 1; got {betas}. For example optimizer.betas=[0.9,0.95]."
         )
-    for name in config.gate.tolerance.explodes.keys() | config.gate.tolerance.vanishes.keys():
-        if name not in KINDS:
-            raise ValueError(f"`gate.tolerance` is keyed by kind, one of {list(KINDS)}; got {name!r}.")
+    check_gate(config.gate)
     check_tied_zero(config)
 
 

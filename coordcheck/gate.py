@@ -93,16 +93,21 @@ def gate_on_theory(check: CoordCheck) -> Gate:
 def gate_on_baseline(check: CoordCheck, baseline: Baseline, tolerance: float) -> Gate:
     """Holds a check against stored slopes.
 
-    A curve that regressed fails. Curves that are new or vanished cannot be compared: the gate is then
-    inconclusive, until the baseline is updated.
+    A curve that regressed fails. Curves that are new or vanished, or changed by more than the tolerance where there
+    is only one seed, cannot be compared: the gate is then inconclusive.
 
     Raises:
         ValueError: if the baseline is of another configuration or corpus.
     """
     table = compare(check, baseline, tolerance, check.gate.confidence)
-    outcomes = {"regressed": "fail", "new": "inconclusive", "vanished": "inconclusive", "same": "pass"}
+    outcomes = {"regressed": "fail", "same": "pass"}
     cases = [
-        Case(f"{row['module']}, step {row['step']}", row["kind"], outcomes[row["status"]], describe_change(row))
+        Case(
+            name=f"{row['module']}, step {row['step']}",
+            kind=row["kind"],
+            outcome=outcomes.get(row["status"], "inconclusive"),
+            message=describe_change(row),
+        )
         for _, row in table.iterrows()
     ]
     decided = {case.outcome for case in cases}
@@ -132,6 +137,13 @@ def _sentence(table: pd.DataFrame, verdict: str, baseline: Baseline, check: Coor
         worst = table.iloc[0]
         what = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {describe_change(worst)}"
         return f"FAIL: {counts['regressed']} of {len(table)} curves changed how they scale. {what}{versions}"
+    if "undecided" in counts:
+        worst = table.iloc[0]
+        what = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {describe_change(worst)}"
+        return (
+            f"INCONCLUSIVE: {counts['undecided']} of {len(table)} curves changed, but one seed says nothing of noise; "
+            f"use at least 2, better 5, and write a new baseline with --update. {what}{versions}"
+        )
     if verdict == "inconclusive":
         names = ", ".join(dict.fromkeys(table[table["status"].isin(("new", "vanished"))]["module"]))
         return (

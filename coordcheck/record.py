@@ -6,11 +6,12 @@ until :meth:`Recorder.records` moves all of them at once: a recorded step never 
 sizes should be, and how they scale, is for the modules that read the records.
 """
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
 from types import TracebackType
@@ -87,16 +88,47 @@ def attention_logit_sums(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return torch.stack([unknown, squares, unknown, (~squares.isfinite()).to(squares.dtype)])
 
 
+@torch.no_grad()
+def projected_heads(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a call of ``F.multi_head_attention_forward``, computed anew from its arguments.
+
+    The call makes them out of any caller's sight. A position that it adds itself, ``bias_k`` or ``add_zero_attn``, is
+    left out.
+
+    Args:
+        call: The call's arguments by name; ``query`` (L, N, E) and ``key`` (S, N, E), or both without N.
+
+    Returns:
+        (N, H, L, K) and (N, H, S, K), or both without N.
+    """
+    inputs: tuple[Tensor, Tensor] = call["query"], call["key"]
+    width = inputs[0].shape[-1]
+    weights = call["q_proj_weight"], call["k_proj_weight"]
+    if not call["use_separate_proj_weight"]:
+        weights = call["in_proj_weight"].split(width)[:2]
+    biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].split(width)[:2]
+    query, key = (
+        F.linear(x, weight, bias).view(*x.shape[:-1], call["num_heads"], -1).movedim(0, -2)
+        for x, weight, bias in zip(inputs, weights, biases, strict=True)
+    )
+    return query, key
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """Sums of one tensor, not yet moved off the device."""
+    """Sums of one tensor, not yet moved off the device; ``module`` as torch names it, ``part`` of its output."""
 
     step: int
     module: str
+    part: str
     role: str | None
     kind: str
     count: int
     sums: Tensor
+
+    @property
+    def label(self) -> str:
+        return (self.module or ROOT) + self.part
 
 
 class _Row:
@@ -121,7 +153,9 @@ class _Row:
 
 
 class _AttentionObserver(TorchFunctionMode):
-    """Sees every call of scaled_dot_product_attention made by the model, with its actual scale."""
+    """Sees every attention that the model computes by one of torch's functions, with its actual scale."""
+
+    multi_head = inspect.signature(F.multi_head_attention_forward)
 
     def __init__(self, seen: Callable[[Tensor, Tensor, float], None]):
         super().__init__()
@@ -133,6 +167,11 @@ class _AttentionObserver(TorchFunctionMode):
             scale = named.get("scale")
             head_size = named["query"].shape[-1]
             self.seen(named["query"], named["key"], head_size**-0.5 if scale is None else scale)
+        elif func is F.multi_head_attention_forward:
+            call = self.multi_head.bind(*args, **(kwargs or {}))
+            call.apply_defaults()
+            query, key = projected_heads(call.arguments)
+            self.seen(query, key, query.shape[-1] ** -0.5)
         return func(*args, **(kwargs or {}))
 
 
@@ -143,7 +182,8 @@ class Recorder:
         model: Hooks are on its modules while the recorder is entered. Not yet compiled.
         width: d_model, for the records.
         seed: For the records.
-        kinds: "activation", and "delta" against step 0, which needs the same batch at every step.
+        kinds: "activation", and "delta" against step 0, which needs the same batch at every step. Modules whose
+            output then has another shape, as in a mixture of experts, have no delta.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 
@@ -185,7 +225,10 @@ class Recorder:
         self._with_parameters = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
         self.current_step = 0
         self._entries: list[_Entry] = []
-        self._first: dict[str, list[Tensor]] = {}
+        self._first: dict[tuple[str, str], list[Tensor]] = {}
+        self._compared = False
+        self._mismatched: dict[str, str] = {}
+        self._varying: set[str] = set()
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
@@ -195,11 +238,9 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
         self._observer = _AttentionObserver(self._record_attention)
-        self._handles.append(self.model.register_forward_pre_hook(self._enter_model))
         for name, module in self.model.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._entering(name)))
+            self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
             self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
-        self._handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
         return self
 
     def __exit__(
@@ -212,18 +253,35 @@ class Recorder:
         self._observer = None
 
     def step(self) -> None:
-        """Says that an optimizer update is done: the next forward pass belongs to the next step."""
+        """Says that an optimizer update is done: the next forward pass belongs to the next step.
+
+        Raises:
+            ValueError: if deltas are recorded and no output has the shape that it had at step 0.
+        """
         if self._calls_at_first is None:
             self._calls_at_first = self._calls
-        elif self._calls != self._calls_at_first:
-            changed = [n for n in self.names if self._calls.get(n, 0) != self._calls_at_first.get(n, 0)]
-            warnings.warn(
-                f"modules ran a different number of times at step {self.current_step} than at step 0: {changed}. "
-                f"Their sizes pool other calls than before; run the same forward passes at every step.",
-                stacklevel=2,
-            )
-        self._calls = {}
+        else:
+            self._leave_out_varying(self._calls_at_first)
+        self._calls, self._mismatched, self._compared = {}, {}, False
         self.current_step += 1
+
+    def _leave_out_varying(self, calls: Mapping[str, int]) -> None:
+        """Leaves out the deltas of modules whose output at this step is not the counterpart of that at step 0."""
+        if self._mismatched and not self._compared:
+            name, shapes = next(iter(self._mismatched.items()))
+            raise ValueError(
+                f"kind 'delta' compares the same batch with itself, but {name or ROOT!r} {shapes}. For example train "
+                f"on one fixed batch, or record kinds=['activation']."
+            )
+        varying = {name for name in self.names if self._calls.get(name, 0) != calls.get(name, 0)} | {*self._mismatched}
+        if new := [name or ROOT for name in self.names if name in varying - self._varying]:
+            warnings.warn(
+                f"modules ran a different number of times at step {self.current_step} than at step 0, or gave other "
+                f"shapes: {new}. Their sizes pool other entries than before and their deltas are left out; run the "
+                f"same forward passes at every step, or leave these modules out with `modules`.",
+                stacklevel=3,
+            )
+        self._varying |= varying
 
     def records(self) -> pd.DataFrame:
         """What was recorded, with one transfer from the device.
@@ -236,8 +294,9 @@ class Recorder:
         rows: dict[tuple[int, str, str], _Row] = {}
         order: dict[str, int] = {}
         for entry, moved in zip(self._entries, self._moved_sums(), strict=True):
-            order.setdefault(entry.module, len(order))
-            rows.setdefault((entry.step, entry.module, entry.kind), _Row(entry.role)).add(entry.count, moved)
+            order.setdefault(entry.label, len(order))
+            if entry.kind != "delta" or entry.module not in self._varying | self._mismatched.keys():
+                rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.count, moved)
         return pd.DataFrame(
             [
                 (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
@@ -254,62 +313,66 @@ class Recorder:
         moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in self._entries]).cpu().tolist()
         return moved
 
-    def _enter_model(self, module: nn.Module, inputs: Any) -> None:
-        self._stack.clear()
-        assert self._observer is not None
-        self._observer.__enter__()  # type: ignore[no-untyped-call]
-
-    def _leave_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        assert self._observer is not None
-        self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, inputs: Any) -> None:
+            if _in_backward():
+                return
+            if not self._stack:
+                assert self._observer is not None
+                self._observer.__enter__()  # type: ignore[no-untyped-call]
             self._stack.append(name)
 
         return hook
 
     def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if _in_backward():
+                return
             self._stack.pop()
+            if not self._stack:
+                assert self._observer is not None
+                self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if name in self.roles:
                 self._calls[name] = self._calls.get(name, 0) + 1
-                for suffix, tensor in _tensors(output):
-                    self._record(name, suffix, tensor)
+                for part, tensor in _tensors(output):
+                    self._record(name, part, tensor)
 
         return hook
 
-    def _record(self, name: str, suffix: str, output: Tensor) -> None:
-        label = (name or ROOT) + suffix
-        role = self.roles[name]
+    def _record(self, name: str, part: str, output: Tensor) -> None:
         if "activation" in self.kinds:
-            self._entries.append(_Entry(self.current_step, label, role, "activation", output.numel(), sums(output)))
-        # what no parameter reaches, a mask or a rotary embedding, cannot change
-        untrainable = name not in self._with_parameters and not output.requires_grad
+            self._add(name, part, self.roles[name], "activation", output.numel(), sums(output))
+        # what no parameter reaches, a mask or a rotary embedding, cannot change; without gradients nobody knows
+        untrainable = name not in self._with_parameters and torch.is_grad_enabled() and not output.requires_grad
         if "delta" not in self.kinds or untrainable:
             return
         if self.current_step == 0:
             # a copy: the model may go on to change the tensor in place
-            self._first.setdefault(label, []).append(output.detach().clone())
+            self._first.setdefault((name, part), []).append(output.detach().clone())
             return
-        first = self._first.get(label, [])
+        first = self._first.get((name, part), [])
         call = self._calls[name] - 1
-        if call >= len(first) or first[call].shape != output.shape:
-            raise ValueError(
-                f"kind 'delta' compares the same batch with itself, but {label!r} has shape {tuple(output.shape)} "
-                f"where step 0 had {[tuple(x.shape) for x in first]}. For example train on one fixed batch, or "
-                f"record kinds=['activation']."
-            )
-        change = output.detach() - first[call]
-        self._entries.append(_Entry(self.current_step, label, role, "delta", output.numel(), sums(change)))
+        if call < len(first) and first[call].shape == output.shape:
+            self._compared = True
+            self._add(name, part, self.roles[name], "delta", output.numel(), sums(output.detach() - first[call]))
+        else:
+            before = [tuple(x.shape) for x in first]
+            self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {before}"
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
-        name = self._stack[-1] if self._stack else ""
+        name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
             count = query.numel() // query.shape[-1] * key.shape[-2]
             logits = attention_logit_sums(query, key, scale)
-            label = (name or ROOT) + "[attention_logits]"
-            self._entries.append(_Entry(self.current_step, label, "attention_logits", "activation", count, logits))
+            self._add(name, "[attention_logits]", "attention_logits", "activation", count, logits)
+
+    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, moved: Tensor) -> None:
+        self._entries.append(_Entry(self.current_step, name, part, role, kind, count, moved))
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass is running: activation checkpointing then repeats forward passes already recorded."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def select_modules(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
@@ -321,6 +384,8 @@ def select_modules(model: nn.Module, patterns: Sequence[str] | None) -> list[str
     names = [name for name, _ in model.named_modules()]
     if patterns is None:
         return names
+    if not patterns:
+        raise ValueError("`modules` needs at least one name or pattern; got []. For example modules=['blocks.0.*'].")
     chosen: set[str] = set()
     for pattern in patterns:
         matching = {name for name in names if fnmatchcase(name or ROOT, pattern)}
@@ -338,11 +403,14 @@ def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.dim() > 0 and output.numel() > 0:
             yield "", output
-    elif isinstance(output, Mapping):
-        for key, value in output.items():
-            for suffix, tensor in _tensors(value):
-                yield f"[{key}]{suffix}", tensor
+        return
+    parts: Iterable[tuple[object, Any]] = ()
+    if isinstance(output, Mapping):
+        parts = output.items()
     elif isinstance(output, list | tuple):
-        for i, value in enumerate(output):
-            for suffix, tensor in _tensors(value):
-                yield f"[{i}]{suffix}", tensor
+        parts = enumerate(output)
+    elif is_dataclass(output):
+        parts = ((field.name, getattr(output, field.name)) for field in fields(output))
+    for key, value in parts:
+        for suffix, tensor in _tensors(value):
+            yield f"[{key}]{suffix}", tensor

@@ -25,9 +25,9 @@ EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 
 
 def exit_code(outcomes: Sequence[str]) -> int:
-    """One exit code for many verdicts: 1 for an error, else 3 for a fail, else 4 for an inconclusive, else 0."""
-    codes = {EXIT_CODES.get(outcome, 1) for outcome in outcomes}
-    return next(code for code in (1, 3, 4, 0) if code in codes or code == 0)
+    """One exit code for many verdicts: 1 for an error or nothing, else 3 for a fail, 4 for an inconclusive, 0."""
+    codes = {EXIT_CODES.get(outcome, 1) for outcome in outcomes} or {1}
+    return next(code for code in (1, 3, 4, 0) if code in codes)
 
 
 def make_console() -> Console:
@@ -207,21 +207,9 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def find_checks(directories: Sequence[Path]) -> list[Path]:
-    """Every check's directory in or below `directories`.
-
-    Raises:
-        ValueError: if one of them has none.
-    """
-    found: list[Path] = []
-    for directory in directories:
-        below = sorted({path.parent for path in directory.rglob(RECORDS)})
-        if not below:
-            raise ValueError(
-                f"{directory} holds no {RECORDS}, nor does any directory below it. "
-                f"For example coordcheck-report checks."
-            )
-        found += [path for path in below if path not in found]
-    return found
+    """Every check's directory in or below `directories`; one that holds none stands for itself."""
+    found = {path.parent: None for d in directories for path in sorted(d.rglob(RECORDS)) or [d / RECORDS]}
+    return list(found)
 
 
 def label_checks(checks: Mapping[Path, CoordCheck]) -> dict[Path, dict[str, str]]:

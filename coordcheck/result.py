@@ -5,6 +5,7 @@ Made from records alone, without torch, so that stored records are judged anew w
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,12 @@ import pandas as pd
 
 from coordcheck import verdict as verdicts
 from coordcheck.config import GateConfig, default_gate, gate_from
-from coordcheck.slopes import cell_columns, fit
+from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import Finding
 
 RECORDS, SLOPES, VERDICT, PICTURE, TEXT = "records.parquet", "slopes.csv", "verdict.json", "report.png", "report.md"
+MORE = "Use more seeds, for example seeds=5, or a larger learning rate."
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Control:
         twin: What it was, in words; "none" if it was turned off.
         widths: At which it ran.
         seeds: How many.
-        saw: Whether its fault was seen while it trained; None without a control.
+        saw: Whether its fault was seen; None without a control.
         evidence: The curve that shows it best, in words.
+        undecided: Whether a slope lies beyond its limit where none does so for certain; `saw` is then False.
     """
 
     twin: str = "none"
@@ -38,6 +41,7 @@ class Control:
     seeds: int = 0
     saw: bool | None = None
     evidence: str = ""
+    undecided: bool = False
 
     def __str__(self) -> str:
         if self.saw is None:
@@ -45,6 +49,8 @@ class Control:
         ran = f"Control ({self.twin}; widths {self.widths}, {self.seeds} seeds)"
         if self.saw:
             return f"{ran}: fails as it must; {self.evidence}"
+        if self.undecided:
+            return f"{ran}: its fault shows, but not for certain; {self.evidence} {MORE}"
         return f"{ran}: its fault was not seen. The learning rate or the number of steps is too small to see a fault."
 
 
@@ -92,10 +98,9 @@ class CoordCheck:
         """Fits and judges records of one cell, wherever they were recorded.
 
         Raises:
-            ValueError: if there are no records, or those of several cells.
+            ValueError: see :func:`coordcheck.slopes.check_records`, or if there are several cells.
         """
-        if not len(records):
-            raise ValueError("there are no records to judge. For example record one step: recorder.step().")
+        check_records(records)
         names = cell_columns(records)
         cells = records[names].drop_duplicates()
         if names and len(cells) > 1:
@@ -103,13 +108,20 @@ class CoordCheck:
                 f"a check judges one cell; these records hold {len(cells)}: {cells.to_dict('records')}. "
                 f"For example records.groupby({list(cells.columns)}), one directory each."
             )
+        if repeated := repeated_seeds(records):
+            warnings.warn(
+                f"seeds {repeated} repeat the numbers of an earlier seed bit for bit, so they count as one: `build` "
+                f"seems to seed itself. Let it draw from torch's global generator, or give `batch` as a function of "
+                f"the seed.",
+                stacklevel=2,
+            )
         control = Control() if control is None else control
         judged = verdicts.judge(fit(records, gate.confidence), gate, readout)
         return cls(
             records=records,
             slopes=judged,
             verdict=verdicts.overall(judged, control.saw),
-            findings=verdicts.findings(judged, gate),
+            findings=verdicts.findings(judged, gate, verdicts.weights(records)),
             control=control,
             gate=gate,
             skipped=list(skipped),
@@ -131,6 +143,11 @@ class CoordCheck:
         if self.verdict == "pass":
             widths = "every width" if not self.skipped else f"every width that ran ({'; '.join(self.skipped)})"
             return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at {widths}."
+        if self.control.undecided:
+            return (
+                "INCONCLUSIVE: the control's fault shows, but not for certain, so a fault of this model might not "
+                f"either. {MORE}"
+            )
         if self.control.saw is False:
             return "INCONCLUSIVE: the control's fault was not seen, so a fault of this model would not be either."
         undecided = int(counts.get("inconclusive", 0))
@@ -178,28 +195,46 @@ class CoordCheck:
         """Reads stored records, with what ``verdict.json`` says of them if it is there, and judges them anew.
 
         Raises:
-            ValueError: if the directory holds no records.
+            ValueError: if the directory holds no records, or files that no check wrote.
         """
         directory = Path(directory)
-        if not (directory / RECORDS).is_file():
-            raise ValueError(
-                f"{directory} holds no {RECORDS}; a check's directory does. For example "
-                f"coordcheck-report checks/gpt-mup-untied-zero-adam."
-            )
-        records = pd.read_parquet(directory / RECORDS)
-        if not (directory / VERDICT).is_file():
-            return cls.from_records(records, default_gate())
-        said = json.loads((directory / VERDICT).read_text())
-        return cls.from_records(
-            records,
-            gate_from(said["config"]["gate"]),
-            control=Control(**said["control"]),
-            readout=said["config"].get("readout", {}).get("name"),
-            skipped=said["skipped"],
-            config=said["config"],
-            versions=said["versions"],
-            corpus_sha256=said["corpus_sha256"],
+        records = _read_records(directory / RECORDS)
+        said = _read_verdict(directory / VERDICT)
+        try:
+            return cls.from_records(records, **said)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+
+def _read_records(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} holds no {RECORDS}; a check's directory does. For example "
+            f"coordcheck-report checks/gpt-mup-untied-zero-adam."
         )
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no parquet file that can be read ({error}). Record it anew.") from error
+
+
+def _read_verdict(path: Path) -> dict[str, Any]:
+    """What :meth:`CoordCheck.from_records` takes besides records; the default gate alone if there is no such file."""
+    if not path.is_file():
+        return {"gate": default_gate()}
+    try:
+        said = json.loads(path.read_text())
+        return {
+            "gate": gate_from(said["config"]["gate"]),
+            "control": Control(**said["control"]),
+            "readout": said["config"].get("readout", {}).get("name"),
+            **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not what a check wrote ({type(error).__name__}: {error}). "
+            f"Without that file the records are judged by the default gate."
+        ) from error
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from coordcheck.config import KINDS
+
 Array = NDArray[np.float64]
 
 RECORD_COLUMNS = (
@@ -36,6 +38,30 @@ def cell_columns(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame.columns[: next(i for i, c in enumerate(frame.columns) if c in known)]]
 
 
+def check_records(records: pd.DataFrame) -> None:
+    """Makes sure that a frame which anybody may have written can be judged.
+
+    Raises:
+        ValueError: if there are no records, a column is missing or unknown, or a kind is unknown.
+    """
+    if not len(records):
+        raise ValueError("there are no records to judge. For example record one step: recorder.step().")
+    missing = [name for name in RECORD_COLUMNS if name not in records.columns]
+    cell = [] if missing else cell_columns(records)
+    strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *cell)]
+    if missing or strange:
+        raise ValueError(
+            f"records have the columns {list(RECORD_COLUMNS)}, after any that say which cell; these lack {missing} and "
+            f"{strange} stand among or after them. For example records[['cell', *coordcheck.slopes.RECORD_COLUMNS]]."
+        )
+    unknown = sorted(set(records["kind"]) - set(KINDS))
+    if unknown:
+        raise ValueError(
+            f"the kind of a record is one of {list(KINDS)}; got {unknown}. "
+            f"For example records[records['kind'] == 'activation']."
+        )
+
+
 def curve_columns(frame: pd.DataFrame) -> list[str]:
     """What identifies a curve of `frame`."""
     return [*cell_columns(frame), "module", "kind", "step"]
@@ -45,6 +71,15 @@ def sizes(records: pd.DataFrame) -> pd.Series:
     """The size whose slope is fitted: l1, or rms where only that is known (attention logits)."""
     unknown = records["l1"].isna() & (records["nonfinite"] == 0)
     return records["l1"].where(~unknown, records["rms"])
+
+
+def repeated_seeds(records: pd.DataFrame) -> list[int]:
+    """Seeds whose sizes equal those of an earlier seed bit for bit: the same sample again, not another one."""
+    size = sizes(records)
+    telling = records.assign(size=size)[np.isfinite(size) & (size > 0)]
+    ordered = telling.sort_values([*curve_columns(records), "width"])
+    content = ordered.groupby("seed")["size"].agg(lambda of_seed: of_seed.to_numpy().tobytes())
+    return [int(seed) for seed in content.index[content.duplicated()]]
 
 
 def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -74,13 +109,14 @@ def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
-    """The fit of each curve and seed.
+    """The fit of each curve and seed; repeated seeds count once, see :func:`repeated_seeds`.
 
     Returns:
         One row per curve and seed: what identifies them, ``slope``, ``bend`` (slope at the widest point minus
         slope at the narrowest, of a parabola) and ``n_widths``; slope NaN where fewer than three widths are
         finite and not zero.
     """
+    records = records[~records["seed"].isin(repeated_seeds(records))]
     keys = [*curve_columns(records), "seed"]
     size = sizes(records)
     usable = np.isfinite(size) & (size > 0) & (records["nonfinite"] == 0)

@@ -23,17 +23,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: Its directory is made if need be.
         write: Called with the temporary file's path, which has the suffix of `path`.
+
+    Raises:
+        ValueError: if `path` cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}). Choose a directory with room that you may write "
+            f"to, for example one below {tempfile.gettempdir()}."
+        ) from error
 
 
 def copy_atomically(source: Path, path: Path) -> None:

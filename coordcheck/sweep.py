@@ -27,7 +27,8 @@ class Sweep:
     """What came of the runs.
 
     Attributes:
-        records: Of all finished runs, with the cell's columns first, in the order of width and seed.
+        records: Of all runs at widths that fit into memory, with the cell's columns first, in the order of width
+            and seed.
         skipped: One sentence for each width that could not run.
     """
 
@@ -130,13 +131,14 @@ class RunQueue:
         )
 
     def _collect(self, frames: dict[tuple[int, int], pd.DataFrame]) -> pd.DataFrame:
-        """One frame, the same whatever the order in which runs ended."""
-        if not frames:
+        """One frame of the widths that ran with every seed, the same whatever the order in which runs ended."""
+        fitting = sorted(key for key in frames if key[0] not in self._too_large)
+        if not fitting:
             raise ValueError(
                 f"no run of widths {list(self.widths)} fits into the memory of {self.plan.device}. "
                 f"For example narrower widths or a smaller batch."
             )
-        records = pd.concat([frames[key] for key in sorted(frames)], ignore_index=True)
+        records = pd.concat([frames[key] for key in fitting], ignore_index=True)
         for position, (name, value) in enumerate(self.cell.columns.items()):
             records.insert(position, name, value)
         return records
@@ -151,8 +153,9 @@ def default_workers(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has no type of its own for that on CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out; only CUDA's allocator has a type of its own for that."""
+    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # CPU; MPS; cuBLAS and cuDNN
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def _release(device: torch.device) -> None:

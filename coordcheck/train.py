@@ -1,5 +1,6 @@
 """One run: a model at one width and one seed, trained for a few steps on one batch while it is recorded."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def run(
             if stop is not None and stop.is_set():
                 raise Cancelled
             with autocast:
-                value = loss(model, batch)
+                value = _scalar(loss(model, batch))
             if step < plan.steps - 1:
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]
@@ -93,21 +94,20 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         batch: A dict, or (inputs, targets).
 
     Returns:
-        ``output.loss`` (or ``output["loss"]``) where there is one, else the mean cross entropy of the output
-        (or its ``.logits``), shape (..., classes), with integer targets (...).
+        ``output.loss`` (or ``output["loss"]``) where there is one, else the mean cross entropy of the output, or its
+        ``logits``, or the first tensor of a tuple, shape (..., classes), with integer targets (...).
 
     Raises:
-        ValueError: if the batch is neither, or a dict batch gives no loss.
+        ValueError: if the batch is neither, a dict batch gives no loss, or targets do not fit the output.
     """
+    loss: Tensor | None
     if isinstance(batch, Mapping):
-        output = model(**batch)
-        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        loss = _part(model(**batch), "loss")
         if loss is None:
             raise ValueError(
                 "the model's output has no loss for a dict batch; give the batch labels, or `loss`. For example "
                 "batch={'input_ids': ids, 'labels': ids} or loss=lambda model, batch: model(**batch).logits.mean()."
             )
-        assert isinstance(loss, Tensor)
         return loss
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         raise ValueError(
@@ -116,12 +116,46 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         )
     inputs, targets = batch
     output = model(inputs)
-    loss = getattr(output, "loss", None)
-    if loss is not None:
-        assert isinstance(loss, Tensor)
-        return loss
-    logits = getattr(output, "logits", output)
-    return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    loss = _part(output, "loss")
+    return _cross_entropy(_logits(output), targets) if loss is None else loss
+
+
+def _part(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _logits(output: Any) -> Any:
+    logits = _part(output, "logits")
+    if logits is None and isinstance(output, list | tuple):
+        logits = next((part for part in output if isinstance(part, Tensor)), None)
+    return output if logits is None else logits
+
+
+def _cross_entropy(logits: Any, targets: Any) -> Tensor:
+    shape = tuple(getattr(logits, "shape", ()))
+    integers = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
+    if len(shape) < 2 or not integers or targets.numel() != math.prod(shape[:-1]):
+        got = (
+            f"{targets.dtype} of shape {tuple(targets.shape)}"
+            if isinstance(targets, Tensor)
+            else type(targets).__name__
+        )
+        raise ValueError(
+            f"the default loss is cross entropy of an output (..., classes) with integer targets (...); got an output "
+            f"of {shape or type(logits).__name__} and targets {got}. For another loss, for example "
+            f"loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
+        )
+    return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten().long())
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"a loss is a tensor with one entry; got {got}. For example "
+            f"loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean()."
+        )
+    return loss
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -131,7 +165,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 
@@ -139,17 +174,18 @@ def pick_device(name: str) -> torch.device:
     """The device that `name` asks for; "auto" is a GPU if there is one.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if it is not there, or cannot train.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=device, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"`device` must be one that this machine and this torch have; got {name!r} ({reason}). "
+            f"`device` must be one that this machine and this torch can train on; got {name!r} ({reason}). "
             f"For example device=auto or device=cpu."
         ) from error
     return device

@@ -1,13 +1,13 @@
 """Slopes and expectations to verdicts: of each curve, of a check, and the findings in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from coordcheck.config import GateConfig
+from coordcheck.config import ROOT, GateConfig
 from coordcheck.slopes import MIN_WIDTHS
 from coordcheck.theory import expected
 
@@ -142,24 +142,34 @@ def first_at_fault(judged: pd.DataFrame) -> pd.Series | None:
     return faults.sort_values(["step", "order", "kind"], kind="stable").iloc[0]
 
 
-def findings(judged: pd.DataFrame, gate: GateConfig, parameters: Sequence[str] = ()) -> list[Finding]:
+def findings(judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str]) -> list[Finding]:
     """One finding for each module that does not pass, worst first.
 
     Args:
         judged: As :func:`judge` returns.
         gate: As given to it.
-        parameters: Names of the model's parameters, where known.
+        parameters: The weight of each module that has one, see :func:`weights`.
     """
     worst = worst_first(judged[judged["verdict"] != "pass"]).drop_duplicates("module")
-    return [_finding(row, gate, parameters) for _, row in worst.iterrows()]
+    return [_finding(row, gate, parameters.get(row["module"])) for _, row in worst.iterrows()]
 
 
-def _finding(row: pd.Series, gate: GateConfig, parameters: Sequence[str]) -> Finding:
-    weight = f"{row['module']}.weight"
+def weights(records: pd.DataFrame) -> dict[str, str]:
+    """The name of each recorded module's own weight, where it has one.
+
+    A recorder states the role of these modules only, and that of attention logits, which have none. Frames in mup's
+    format, which know no count, state other roles.
+    """
+    stated = records["role"].notna() & (records["role"] != "attention_logits") & records["count"].notna()
+    modules = records.loc[stated, "module"].unique()
+    return {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+
+
+def _finding(row: pd.Series, gate: GateConfig, parameter: str | None) -> Finding:
     return Finding(
         verdict=row["verdict"],
         module=row["module"],
-        parameter=weight if weight in parameters else None,
+        parameter=parameter,
         kind=row["kind"],
         step=int(row["step"]),
         slope=float(row["slope"]),
@@ -194,7 +204,7 @@ def _advice(row: pd.Series, gate: GateConfig) -> str:
     if row["verdict"] == "dead":
         return "Look for a layer that gets no gradient, is frozen, or multiplies by zero."
     if row["n_widths"] < MIN_WIDTHS:
-        return "Choose widths that fit into memory."
+        return "Choose widths that fit into memory, or leave this module out with `modules`."
     if row["verdict"] == "inconclusive":
         if row["n_seeds"] < 2:
             return "One seed gives no interval: use at least 2, better 5."

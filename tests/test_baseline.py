@@ -8,7 +8,7 @@ from conftest import power, synthetic
 from scipy import stats
 
 from coordcheck import CoordCheck
-from coordcheck.baseline import Baseline, compare, holm, welch
+from coordcheck.baseline import TOLERANCE, Baseline, compare, holm, welch
 from coordcheck.gate import gate_on_baseline
 
 CURVES = {("fc", "activation", 0): power(0.0, 0.01), ("fc", "delta", 1): power(0.1, 0.02)}
@@ -147,3 +147,14 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ValueError, match=r"`--baseline` must be a file that coordcheck-gate wrote.*--update"):
         Baseline.read(path)
+
+
+def test_a_change_seen_with_one_seed_is_undecided(gate):
+    before, now = (
+        CoordCheck.from_records(synthetic({("fc", "activation", 0): power(exponent)}, seeds=1), gate)
+        for exponent in (0.0, 0.4)
+    )
+    decided = gate_on_baseline(now, Baseline.of(before), TOLERANCE)
+    assert decided.verdict == "inconclusive"
+    assert "1 of 1 curves changed, but one seed says nothing of noise; use at least 2" in decided.sentence
+    assert gate_on_baseline(before, Baseline.of(before), TOLERANCE).verdict == "pass"

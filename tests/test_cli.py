@@ -93,6 +93,34 @@ def test_report_of_nothing_is_a_clear_error(tmp_path):
     assert run(tmp_path, entry="report", prelude=NO_TORCH)[0] == 2
 
 
+def test_report_names_broken_directories_and_reports_the_others(checked, tmp_path):
+    home = checked[0] / "checks/gpt-sp-untied-zero-adam"
+    records, verdict = pd.read_parquet(home / "records.parquet"), json.loads((home / "verdict.json").read_text())
+    broken = {
+        "a_kind": (records.assign(kind="slope"), verdict, "a_kind: the kind of a record is one of"),
+        "columns": (records.drop(columns=["l1"]), verdict, "these lack ['l1']"),
+        "gateless": (records, {**verdict, "config": {}}, "gateless/verdict.json is not what a check wrote (KeyError"),
+        "parquet": (None, verdict, "parquet/records.parquet is no parquet file"),
+        "behind": (records.assign(cell="x"), verdict, "['cell'] stand among or after them"),
+    }
+    for name, (frame, said, _) in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "verdict.json").write_text(json.dumps(said))
+        path = tmp_path / name / "records.parquet"
+        path.write_bytes(b"no") if frame is None else frame.to_parquet(path)
+    (tmp_path / "whole").mkdir()
+    records.to_parquet(tmp_path / "whole/records.parquet")
+    code, out, err = run(tmp_path, ".", "missing", entry="report", prelude=NO_TORCH)
+    assert code == 1
+    assert "FAIL: " in out
+    assert "Files in whole: " in out
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == len(broken) + 1
+    for _, _, message in broken.values():
+        assert message in err
+    assert "missing holds no records.parquet" in err
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "install=bash"], ["--hydra-help"]])
 def test_help_needs_no_torch_and_no_pandas(tmp_path, arguments):
     heavy = "import sys; sys.modules.update(dict.fromkeys(['torch', 'pandas', 'matplotlib', 'mup'])); "
@@ -118,6 +146,9 @@ def test_help_answers_within_a_second(tmp_path):
         (["widths=[64,128]"], 1, "`widths` needs at least 3 distinct"),
         (["device=abacus"], 1, "`device` must be one that this machine"),
         (["data=file", "data.path=missing.txt"], 1, "`data.path` must be a file that exists; got missing.txt"),
+        (["device=meta"], 1, "can train on; got 'meta'"),
+        (["modules=[]", "control=false"], 1, "`modules` needs at least one name or pattern"),
+        (["hydra.run.dir=/dev/null/x"], 1, "/dev/null/x cannot be made (Not a directory). Choose one"),
         (["modules=[head]", "control=false"], 1, "`modules` pattern 'head' matches no module"),
         (["steps=0"], 1, "`steps` counts recorded forward passes"),
         (["model.deepth=3"], 1, "deepth"),
@@ -131,6 +162,26 @@ def test_bad_configuration_is_a_message_and_not_a_traceback(tmp_path, arguments,
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "checks/runs").exists()
+
+
+@pytest.mark.parametrize("key", ["runs", "plots"])
+def test_a_directory_that_cannot_be_written_is_a_message(tmp_path, key):
+    code, _, err = run(tmp_path, *TINY, "steps=1", "seeds=2", "control=false", f"{key}=/dev/null/x")
+    assert code == 1
+    assert err.startswith("coordcheck: /dev/null/x/")
+    assert "cannot be written (Not a directory). Choose a directory" in err
+    assert "Traceback" not in err
+
+
+def test_names_longer_than_a_file_may_have_are_shortened(tmp_path):
+    texts = [f"{letter * 240}.txt" for letter in "ab"]
+    for text in texts:
+        (tmp_path / text).write_text("some words " * 50)
+    overrides = [*TINY, "steps=1", "seeds=2", "control=false", "data=file", "name=" + "n" * 300]
+    assert run(tmp_path, *overrides, f"data.path={texts[0]}")[0] in (0, 3, 4)
+    code, _, err = run(tmp_path, "-m", *overrides, f"data.path={','.join(texts)}")
+    assert code in (0, 3, 4), err
+    assert len(list((tmp_path / "checks").glob("*/*/records.parquet"))) == 2
 
 
 def test_a_sweep_ends_with_one_summary_and_one_exit_code_and_survives_a_bad_cell(tmp_path):

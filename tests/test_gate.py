@@ -80,6 +80,14 @@ def test_bad_usage_is_a_message(checks, arguments, code, message):
     assert "Traceback" not in err
 
 
+def test_a_summary_that_cannot_be_written_is_a_message(checks, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/dev/null/step.md")
+    code, _, err = gated(checks, "before")
+    assert code == 1
+    assert "/dev/null/step.md" in err
+    assert "Traceback" not in err
+
+
 def test_frames_in_mups_format_are_gated_and_reported(checks):
     curves = {("fc", "activation", step): power(0.5) for step in (0, 1)}
     CoordCheck.from_records(synthetic(curves), CoordCheck.load(checks / "same").gate).to_mup().to_csv(

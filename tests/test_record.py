@@ -4,12 +4,14 @@ import gc
 import math
 import weakref
 from collections import namedtuple
+from dataclasses import dataclass, replace
 
 import mup.coord_check
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from conftest import plan_of, tiny_cell
 from torch import nn
 
@@ -81,6 +83,47 @@ def test_attention_of_any_model_is_seen_with_its_actual_scale():
         assert seen["count"] == 2 * 4 * 6 * 6
         assert seen["role"] == "attention_logits"
         assert math.isnan(seen["l1"])
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True}, {"bias": False}, {"kdim": 10, "vdim": 12}],
+    ids=["packed", "batch_first", "no_bias", "separate"],
+)
+def test_attention_logits_of_torchs_own_attention_are_those_of_its_weights(options, need_weights):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, **options)
+
+        def forward(self, query, key, value):
+            return self.attention(query, key, value, need_weights=need_weights)[0]
+
+    torch.manual_seed(0)
+    model = Model()
+    mha = model.attention
+    nn.init.normal_(mha.in_proj_bias) if mha.in_proj_bias is not None else None
+    query = torch.randn(5, 3, 8)
+    key, value = torch.randn(5, 7, mha.kdim), torch.randn(5, 7, mha.vdim)  # (N, S, E)
+    packed = mha.in_proj_weight
+    w_q, w_k = (packed[:8], packed[8:16]) if packed is not None else (mha.q_proj_weight, mha.k_proj_weight)
+    b_q, b_k = (mha.in_proj_bias[:8], mha.in_proj_bias[8:16]) if mha.in_proj_bias is not None else (0.0, 0.0)
+    q = (query @ w_q.T + b_q).reshape(5, 3, 2, 4)
+    k = (key @ w_k.T + b_k).reshape(5, 7, 2, 4)
+    logits = torch.einsum("nlhk,nshk->nhls", q, k) / 2
+    with Recorder(model, width=8) as recorder:
+        order = (0, 1, 2) if mha.batch_first else (1, 0, 2)
+        model(*(x.permute(order) for x in (query, key, value)))
+    seen = row(recorder.records(), "attention[attention_logits]")
+    assert seen["rms"] == pytest.approx(logits.square().mean().sqrt().item(), rel=1e-5)
+    assert seen["count"] == 5 * 2 * 3 * 7
+
+
+def test_attention_logits_of_torchs_own_encoder_layer_are_seen():
+    model = nn.TransformerEncoderLayer(16, 4, 16, dropout=0.0, batch_first=True)
+    records = recorded(model, torch.randn(2, 5, 16))
+    assert row(records, "self_attn[attention_logits]")["count"] == 2 * 4 * 5 * 5
 
 
 def test_l1_agrees_with_mups_own_recorder():
@@ -175,6 +218,21 @@ def test_every_tensor_of_a_nested_output_has_a_name():
     }
 
 
+def test_the_fields_of_a_dataclass_are_recorded():
+    @dataclass
+    class Output:
+        hidden: torch.Tensor
+        cache: list
+        note: str = "text"
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return Output(x, [2 * x])
+
+    records = recorded(Model(), torch.ones(2, 3))
+    assert dict(zip(records.module, records.l1, strict=True)) == {f"{ROOT}[hidden]": 1.0, f"{ROOT}[cache][0]": 2.0}
+
+
 def test_columns_order_and_roles():
     cell = tiny_cell()
     model = cell.build(64, 3, CPU)
@@ -199,6 +257,8 @@ def test_columns_order_and_roles():
 def test_modules_are_selected_by_pattern_and_an_unknown_one_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     assert recorded(model, torch.ones(1, 4), modules=["1", ROOT]).module.tolist() == ["1", ROOT]
+    with pytest.raises(ValueError, match=r"`modules` needs at least one.*got \[\].*For example"):
+        Recorder(model, width=4, modules=[])
     with pytest.raises(ValueError, match=r"pattern 'blocks.*' matches no module; the model has \(model\), 0, 1"):
         Recorder(model, width=4, modules=["blocks.*"])
 
@@ -213,8 +273,87 @@ def test_delta_of_another_batch_is_refused():
     with Recorder(model, width=4, kinds=("delta",)) as recorder:
         model(torch.ones(2, 4))
         recorder.step()
+        model(torch.ones(3, 4))
         with pytest.raises(ValueError, match=r"same batch.*\(3, 4\).*\(2, 4\)"):
-            model(torch.ones(3, 4))
+            recorder.step()
+
+
+class Experts(nn.Module):
+    """A mixture of two experts: how many rows each gets changes from step to step, the second starts at step 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.Linear(4, 4)
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x, rows):
+        x = self.norm(x)
+        self.experts[0](x[:rows])
+        if rows < len(x):
+            self.experts[1](x[rows:])
+        return x
+
+
+def test_the_delta_of_a_module_whose_output_varies_is_left_out_with_one_warning():
+    model, x = Experts(), torch.randn(6, 4)
+    with Recorder(model, width=4, kinds=("activation", "delta")) as recorder:
+        for step, rows in enumerate((6, 4, 4)):
+            model(x, rows)
+            if step == 1:
+                with pytest.warns(
+                    UserWarning, match=r"other shapes: \['experts.0', 'experts.1'\]. .*`modules`"
+                ) as seen:
+                    recorder.step()
+                assert len(seen) == 1
+            else:
+                recorder.step()
+    records = recorder.records()
+    assert set(records[records.kind == "delta"].module) == {"norm", ROOT}
+    assert set(records[records.kind == "activation"].module) == {"norm", "experts.0", "experts.1", ROOT}
+
+
+def test_a_model_that_calls_itself_is_recorded():
+    class Recursive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x, depth=2):
+            x = F.scaled_dot_product_attention(x, x, x)
+            return self.fc(self(x, depth - 1) if depth else x)
+
+    records = recorded(Recursive(), torch.randn(2, 3, 4))
+    assert records.set_index("module")["count"].to_dict() == {f"{ROOT}[attention_logits]": 54, "fc": 72, ROOT: 72}
+    assert torch.overrides._get_current_function_mode() is None
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_no_record(reentrant):
+    class Block(nn.Module):
+        def __init__(self, checkpointed):
+            super().__init__()
+            self.fc_in = nn.Linear(4, 4)
+            self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+            self.checkpointed = checkpointed
+
+        def forward(self, x):
+            x = self.fc_in(x)
+            if self.checkpointed:
+                return torch.utils.checkpoint.checkpoint(self.layers, x, use_reentrant=reentrant)
+            return self.layers(x)
+
+    def records(checkpointed):
+        torch.manual_seed(0)
+        model, x = Block(checkpointed), torch.randn(3, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Recorder(model, width=4, kinds=("activation", "delta")) as recorder:
+            for _ in range(3):
+                model(x).square().mean().backward()
+                optimizer.step()
+                recorder.step()
+        return recorder.records()
+
+    pd.testing.assert_frame_equal(records(True), records(False))
 
 
 def test_a_module_that_runs_more_often_than_at_step_0_is_reported():
@@ -271,23 +410,40 @@ def test_no_recorded_step_reads_a_value_off_the_device():
 
 
 @pytest.mark.gpu
-def test_no_recorded_step_synchronizes():
-    cell = tiny_cell()
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_recorded_step_of_a_run_synchronizes(precision):
+    """From the first forward pass to the last ``step()``; building before and the transfer after may wait."""
+    cell = tiny_cell(f"precision={precision}")
     device = torch.device("cuda")
-    model = cell.build(64, 0, device)
-    optimizer = cell.optimizer(model, 64)
-    batch = cell.batch(0, device)
-    with Recorder(model, width=64, kinds=("activation", "delta")) as recorder:
-        for step in range(4):
-            torch.cuda.set_sync_debug_mode("error" if step else "default")
-            try:
-                optimizer.zero_grad(set_to_none=True)
-                cell.loss(model, batch).backward()
-                optimizer.step()
-                recorder.step()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-    assert set(recorder.records().step) == {0, 1, 2, 3}
+    plan = replace(plan_of(cell.config), device=device)
+
+    def train(loss):
+        model = cell.build(64, 0, device)
+        optimizer = cell.optimizer(model, 64)
+        return run(model, optimizer, cell.batch(0, device), loss, plan, width=64, seed=0, roles=cell.roles)
+
+    def watched(model, batch):
+        torch.cuda.set_sync_debug_mode("error")
+        return cell.loss(model, batch)
+
+    transfer = Recorder._moved_sums
+
+    def moved(recorder):
+        modes.append(torch.cuda.get_sync_debug_mode())
+        torch.cuda.set_sync_debug_mode("default")
+        return transfer(recorder)
+
+    modes = []
+    train(cell.loss)  # kernels and optimizer code that are loaded once may wait
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "_moved_sums", moved)
+        try:
+            records = train(watched)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert modes == [2]  # "error" from the first forward pass on
+    assert set(records.step) == {0, 1, 2, 3}
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import pytest
 from conftest import power, synthetic
 from scipy import stats
 
-from coordcheck.slopes import fit, t_interval
+from coordcheck.slopes import fit, repeated_seeds, t_interval
 
 
 @pytest.mark.parametrize("exponent", [-1.0, -0.5, 0.0, 0.3, 1.0])
@@ -34,6 +34,20 @@ def test_one_seed_has_no_interval():
     row = fit(synthetic({("fc", "activation", 0): power(0.5)}, seeds=1)).iloc[0]
     assert row["slope"] == pytest.approx(0.5)
     assert (row["ci_low"], row["ci_high"]) == (-np.inf, np.inf)
+
+
+def test_seeds_that_agree_bit_for_bit_count_as_one():
+    curves = {("fc", "activation", 0): lambda w, s: (1 + s // 2) * w**0.5, ("fc", "activation", 1): lambda w, s: 0.0}
+    records = synthetic(curves, seeds=4)
+    assert repeated_seeds(records) == [1, 3]
+    row = fit(records).iloc[0]
+    assert (row["n_seeds"], row["n_runs"]) == (2, 16)
+    assert fit(records[records["seed"] < 2])["ci_high"].iloc[0] == np.inf
+
+
+def test_zeros_and_one_differing_size_do_not_make_seeds_the_same():
+    assert repeated_seeds(synthetic({("fc", "activation", 0): lambda w, s: 0.0})) == []
+    assert repeated_seeds(synthetic({("fc", "activation", 0): lambda w, s: w + s * (w == 64)})) == []
 
 
 def test_t_interval_of_a_single_value_is_unbounded():
@@ -69,7 +83,9 @@ def test_a_sum_that_overflowed_is_not_finite_even_where_its_entries_are():
 
 def test_curvature_is_the_change_of_slope_and_only_reported_beyond_the_noise():
     widths = (64, 128, 256, 512, 1024)
-    bent = fit(synthetic({("fc", "activation", 0): lambda w, s: 2 ** (0.1 * np.log2(w) ** 2)}, widths)).iloc[0]
+    bent = fit(synthetic({("fc", "activation", 0): lambda w, s: (1 + s) * 2 ** (0.1 * np.log2(w) ** 2)}, widths)).iloc[
+        0
+    ]
     assert bent["curvature"] == pytest.approx(0.2 * np.log2(1024 / 64))
     rng = np.random.default_rng(1)
     noisy = fit(synthetic({("fc", "activation", 0): lambda w, s: float(np.exp(rng.normal()))}, widths)).iloc[0]

@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_of, tiny_cell, tiny_config
+from conftest import plan_of, tiny_cell
 
 from coordcheck import check as checks
+from coordcheck.cell import LargerWithWidth
 from coordcheck.storage import RunStore, code_hash, write_atomically
 from coordcheck.sweep import RunQueue, default_workers, is_out_of_memory
 
@@ -66,6 +67,8 @@ def test_the_cells_columns_come_first():
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.90 GB, other allocations: 1.02 MB)"),
         MemoryError(),
     ],
 )
@@ -118,11 +121,33 @@ def test_stored_runs_are_keyed_by_what_determines_their_numbers(tmp_path):
 
 def test_what_does_not_change_the_numbers_does_not_change_the_key(tmp_path):
     def key(*overrides):
-        config = tiny_config(f"runs={tmp_path}", *overrides)
-        return checks._store(config, "corpus", "cpu")._path(64, 0)
+        cell = tiny_cell(f"runs={tmp_path}", *overrides)
+        return checks._store(cell, cell.config, "cpu")._path(64, 0)
 
     assert key() == key("seeds=9", "widths=[64,128,512]", "workers=3", "name=mine", "gate.confidence=0.9")
     assert len({key(), key("optimizer.lr=0.1"), key("model.depth=3"), key("steps=2"), key("precision=bf16")}) == 5
+
+
+def test_a_control_is_stored_apart_from_its_cell(tmp_path):
+    cell = tiny_cell()
+    cells = [cell, cell.in_sp(), LargerWithWidth(cell, 64), LargerWithWidth(cell, 128)]
+    assert len({checks._store(each, cell.config, "cpu")._path(64, 0) for each in cells}) == 4
+
+
+def test_a_width_that_ran_out_of_memory_at_one_seed_is_left_out_as_a_whole(tmp_path):
+    cell, store = tiny_cell(), RunStore(tmp_path, {})
+    build = cell.build
+
+    def broken(width, seed, device):
+        if (width, seed) == (128, 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build(width, seed, device)
+
+    cell.build = broken
+    done = queue(cell, store=store).finish()
+    assert done.skipped == ["width 128 skipped: out of memory"]
+    assert sorted(done.records.width.unique()) == [64, 256]
+    assert store.get(128, 0) is not None
 
 
 def test_the_code_is_part_of_the_key(monkeypatch, tmp_path):
@@ -140,7 +165,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"verdict.json cannot be written \(disk full\). Choose a directory"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["verdict.json"]

@@ -7,7 +7,7 @@ from conftest import power, synthetic
 from scipy import stats
 
 from coordcheck.slopes import fit
-from coordcheck.verdict import findings, first_at_fault, judge, overall, seeds_to_decide, worst_first
+from coordcheck.verdict import findings, first_at_fault, judge, overall, seeds_to_decide, weights, worst_first
 
 
 def judged(gate, curves, readout=None, **kwargs):
@@ -47,7 +47,8 @@ def test_an_interval_across_the_border_is_inconclusive_and_says_how_many_seeds_d
 
     assert half(needed) < margin <= half(needed - 1)
     assert (
-        f"About {needed} seeds" in findings(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate)[0].advice
+        f"About {needed} seeds"
+        in findings(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate, {})[0].advice
     )
 
 
@@ -59,7 +60,7 @@ def test_a_slope_on_the_border_is_not_promised_a_number_of_seeds(gate):
 def test_one_seed_is_inconclusive_and_asks_for_more(gate):
     table = judged(gate, {("fc", "activation", 1): power(0.9)}, seeds=1)
     assert table["verdict"].item() == "inconclusive"
-    assert "at least 2" in findings(table, gate)[0].advice
+    assert "at least 2" in findings(table, gate, {})[0].advice
 
 
 def test_two_widths_are_inconclusive(gate):
@@ -126,11 +127,11 @@ def test_worst_first_and_first_at_fault(gate):
     )
     assert worst_first(table)["module"].tolist() == ["d", "c", "b", "e", "a"]
     assert first_at_fault(table)["module"] == "b"
-    assert [finding.module for finding in findings(table, gate)] == ["d", "c", "b", "e"]
+    assert [finding.module for finding in findings(table, gate, {})] == ["d", "c", "b", "e"]
 
 
 def test_a_finding_says_slope_interval_and_expectation(gate):
-    finding = findings(judged(gate, {("fc", "delta", 2): power(0.87)}), gate)[0]
+    finding = findings(judged(gate, {("fc", "delta", 2): power(0.87)}), gate, {})[0]
     assert (finding.verdict, finding.module, finding.kind, finding.step) == ("explodes", "fc", "delta", 2)
     assert finding.expected == (0.0, 0.0)
     assert "width^+0.87 [+0.87, +0.87]" in str(finding)
@@ -140,4 +141,28 @@ def test_a_finding_says_slope_interval_and_expectation(gate):
 
 def test_nothing_passes_that_is_missing(gate):
     assert first_at_fault(judged(gate, {("a", "activation", 0): power(0.0)})) is None
-    assert findings(judged(gate, {("a", "activation", 0): power(0.0)}), gate) == []
+    assert findings(judged(gate, {("a", "activation", 0): power(0.0)}), gate, {}) == []
+
+
+def test_a_finding_names_the_weight_of_a_module_that_has_one(gate):
+    records = pd.concat(
+        [
+            synthetic({(name, "activation", 1): power(0.5)}, role=role)
+            for name, role in [
+                ("blocks.0.fc", "hidden"),
+                ("lstm[0]", "hidden"),
+                ("(model)", "readout"),
+                ("attn[attention_logits]", "attention_logits"),
+                ("blocks.0", None),
+            ]
+        ]
+    )
+    found = {f.module: f.parameter for f in findings(judge(fit(records), gate), gate, weights(records))}
+    assert found == {
+        "blocks.0.fc": "blocks.0.fc.weight",
+        "lstm[0]": "lstm.weight",
+        "(model)": "weight",
+        "attn[attention_logits]": None,
+        "blocks.0": None,
+    }
+    assert weights(records.assign(count=np.nan)) == {}  # mup's format
