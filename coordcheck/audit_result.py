@@ -5,6 +5,7 @@ fails the audit; a *warning* (a parameter written more often than needed, a modu
 reported and changes no number.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Audit:
         findings: What is wrong or worth knowing, worst first.
         verdict: "fail" with any fault, "inconclusive" if a learning rate could not be judged, else "pass".
         expect: Whose exponents were expected.
+        readout: The init of the readout, where it was chosen.
         widths: At which the model was built.
     """
 
@@ -41,6 +43,7 @@ class Audit:
     findings: list[Finding]
     verdict: str
     expect: str
+    readout: str | None
     widths: list[int]
 
     @classmethod
@@ -60,6 +63,7 @@ class Audit:
         judged = measured.assign(
             expected_std_exponent=[form.std for form, _ in expected],
             expected_lr_exponent=[form.lr for form, _ in expected],
+            assumed_multiplier_exponent=[form.multiplier for form, _ in expected],
             forms=[" or ".join(map(str, all_forms)) for _, all_forms in expected],
         )
         found = [finding for row in _rows(judged) for finding in _findings(row, tolerance)]
@@ -69,7 +73,21 @@ class Audit:
         judged["verdict"] = [worst.get(name, "pass") for name in judged["parameter"]]
         said = {finding.verdict for finding in found}
         verdict = "fail" if said & {*FAULTS} else "inconclusive" if said & {*UNDECIDED} else "pass"
-        return cls(judged[COLUMNS], found, verdict, expect, widths)
+        return cls(judged[COLUMNS], found, verdict, expect, readout, widths)
+
+    @classmethod
+    def load(cls, directory: str | Path, said: Mapping[str, Any], tolerance: float) -> "Audit":
+        """Reads the table of a stored audit and judges it anew.
+
+        Args:
+            directory: Which holds ``audit.csv``.
+            said: As :meth:`facts` returned.
+            tolerance: As for :meth:`from_parameters`.
+        """
+        table = pd.read_csv(Path(directory) / TABLE)
+        # what is empty there is a word that is empty, not a number that is missing
+        table = table.fillna({"tied_to": "", "update": "", "rules": ""})
+        return cls.from_parameters(table, list(said["widths"]), said["expect"], tolerance, said["readout"])
 
     def sentence(self) -> str:
         """The verdict in words."""
@@ -85,6 +103,16 @@ class Audit:
         return (
             f"PASS: all {total} parameters are initialized, trained and scale with width as {self.expect} says.{also}"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What ``verdict.json`` keeps of an audit, besides its table; JSON-serializable."""
+        return {
+            "verdict": self.verdict,
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "expect": str(self.expect),
+            "readout": None if self.readout is None else str(self.readout),
+            "widths": self.widths,
+        }
 
     def worst_first(self) -> pd.DataFrame:
         """The rows of ``parameters``, faults first."""
@@ -120,7 +148,16 @@ COLUMNS = [
     *("parameter", "role", "tied_to", "writes", "rules", "init_std", "std_exponent", "expected_std_exponent"),
     *("lr_exponent", "expected_lr_exponent", "decay_exponent", "verdict"),
     *("effective_decay_exponent", "eps_exponent", "std_low", "std_high", "fan_in", "fan_out", "std_fan_in"),
-    *("update", "multiplier_exponent", "forms", "operations", "unwritten", "entries", "repeats"),
+    *(
+        "update",
+        "multiplier_exponent",
+        "assumed_multiplier_exponent",
+        "forms",
+        "operations",
+        "unwritten",
+        "entries",
+        "repeats",
+    ),
     *("conflict", "groups", "shape", "module"),
 ]
 

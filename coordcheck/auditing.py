@@ -5,6 +5,7 @@ fits exponents. What they should be is said by :mod:`coordcheck.theory`, what fo
 :mod:`coordcheck.audit_result`. Nothing is trained.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coordcheck.audit_result import ARROW, Audit
-from coordcheck.config import ROOT, Parametrization, check_axes, default_gate, member
+from coordcheck.cell import Cell
+from coordcheck.config import ROOT, GateConfig, Parametrization, check_axes, default_gate, member
 from coordcheck.optim import update_rules
 from coordcheck.parametrization import Shapes, fans, infshapes, roles
 from coordcheck.writes import FULL, History, WriteTracer
@@ -61,11 +63,36 @@ def audit(
         [['2.weight', -0.5, 0.0, 'learning_rate']]
     """
     check_axes(widths, [0], 1, ["activation"])
-    gate = default_gate()
-    claimed = member(Parametrization, "expect", expect)
+    gate = dataclasses.replace(default_gate(), expect=member(Parametrization, "expect", expect))
+    return _judged(build, [int(width) for width in widths], optimizer, gate, readout)
+
+
+def audit_cell(cell: Cell, widths: Sequence[int], gate: GateConfig, readout: str | None = None) -> Audit:
+    """Audits a cell on CPU, as :func:`audit` does a model.
+
+    Args:
+        cell: What is built.
+        widths: At least three.
+        gate: Whose exponents to expect, and how far beyond them still passes.
+        readout: As for :func:`audit`.
+    """
+    cpu = torch.device("cpu")
+    return _judged(
+        lambda width: cell.build(width, 0, cpu),
+        widths,
+        lambda model: cell.optimizer(model, min(widths)),
+        gate,
+        readout,
+    )
+
+
+def _judged(
+    build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None, gate: GateConfig, readout: str | None
+) -> Audit:
+    ascending = sorted(widths)
     with torch.random.fork_rng(devices=[]):
-        measured = measure(build, sorted(int(width) for width in widths), optimizer)
-    return Audit.from_parameters(measured, sorted(widths), claimed, gate.tolerance.exponent, readout)
+        measured = measure(build, ascending, optimizer)
+    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, readout)
 
 
 def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None) -> pd.DataFrame:

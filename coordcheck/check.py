@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from coordcheck.train import RunPlan
 
 CONTROL_SEEDS = 3
+AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 FASTER = "every learning rate times width / smallest width"
 LARGER = "every initial weight matrix times (width / smallest width)^1/2"
 
@@ -55,6 +56,7 @@ def coord_check(
     *,
     modules: Sequence[str] | None = None,
     control: "bool | tuple[Callable[[int], nn.Module], Callable[[nn.Module], optim.Optimizer]] | None" = None,
+    audit: bool = True,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -77,9 +79,10 @@ def coord_check(
         control: By default the same model with every learning rate multiplied by width / smallest width (with
             ``expect="sp"``, which allows that, with every initial weight matrix multiplied by its square root);
             a pair (build, optimizer) for another one that must fail, or False for none.
+        audit: Whether to audit the three narrowest models first, see :func:`coordcheck.audit`.
 
     Returns:
-        The result: its ``verdict``, ``findings``, ``records``, ``slopes``; ``plot`` and ``save`` write files.
+        The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
 
     Raises:
         ValueError: naming the value, the rule and a working example.
@@ -116,7 +119,7 @@ def coord_check(
             twin, name = LargerWithWidth(cell, min(widths)), LARGER
         elif control is not False:
             twin, name = FasterWithWidth(build, batch, train, loss, widths), FASTER
-        return _check(cell, twin, name, plan, gate, widths, seed_list, config=config)
+        return _check(cell, twin, name, plan, gate, widths, seed_list, audit=audit, config=config)
 
 
 def check_config(config: CheckConfig) -> CoordCheck:
@@ -155,6 +158,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             store=lambda cell: _store(cell, config, str(device)),
             workers=config.workers or default_workers(device),
             readout=config.readout.name,
+            audit=config.audit,
             config=dataclasses.asdict(config),
             corpus_sha256=cell.corpus.sha256,
         )
@@ -174,12 +178,15 @@ def _check(
     store: "Callable[[Cell], RunStore | None]" = lambda cell: None,
     workers: int = 1,
     readout: str | None = None,
+    audit: bool = True,
     config: Mapping[str, Any],
     corpus_sha256: str | None = None,
 ) -> CoordCheck:
-    """Runs a cell and its control, and judges both."""
+    """Audits a cell, runs it and its control, and judges both."""
+    from coordcheck.auditing import audit_cell
     from coordcheck.sweep import RunQueue
 
+    audited = audit_cell(cell, sorted(widths)[:AUDITED], gate, readout) if audit else None
     done = RunQueue(cell, plan, widths, seeds, store(cell), workers, "check").finish()
     control = Control()
     if twin is not None:
@@ -190,6 +197,7 @@ def _check(
         done.records,
         gate,
         control=control,
+        audit=audited,
         readout=readout,
         skipped=done.skipped,
         config=config,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from coordcheck.result import CoordCheck
 
 ERROR = "error.txt"
+EXIT_CODES = "Exit codes: 0 pass, 3 fail, 4 inconclusive, 1 and 2 bad input or usage."
 INTERRUPTED = 130
 _finished: list[Path] = []
 _sweep: list[Path] = []
@@ -143,6 +144,37 @@ def _end_of_sweep(directory: Path) -> int:
     return _exit_code(jobs)
 
 
+def audit() -> None:
+    """``coordcheck-audit [HYDRA OVERRIDES]``: who writes each parameter and how it scales; nothing is trained."""
+    parser = argparse.ArgumentParser(
+        prog="coordcheck-audit",
+        description="Look at the parameters of a model at all widths, before the first step: who wrote each, and how "
+        f"its init, learning rate and weight decay scale with width. {EXIT_CODES}",
+    )
+    parser.add_argument("override", nargs="*", help="as for coordcheck, for example parametrization=sp")
+    parser.add_argument("--all", action="store_true", help="show every parameter, not only those that do not pass")
+    parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME as for coordcheck")
+    _exit(_audit, parser)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from coordcheck.config import load
+
+    config = load(arguments.override)
+    from coordcheck.audit_result import PICTURE, TABLE, TEXT
+    from coordcheck.auditing import audit_cell
+    from coordcheck.cell import ConfiguredCell
+    from coordcheck.report import exit_code, make_console, print_audit
+
+    result = audit_cell(ConfiguredCell(config), config.widths, config.gate, config.readout.name)
+    directory: Path = arguments.output or Path("checks") / file_name(config.name)
+    result.save(directory)
+    console = make_console()
+    print_audit(result, console, arguments.all)
+    console.print(f"Files in {directory}: {TEXT} {TABLE} {PICTURE}", markup=False)
+    return exit_code([result.verdict])
+
+
 def report() -> None:
     """``coordcheck-report DIR...``: rebuilds tables and figures from stored records, without torch."""
     parser = _parser(
@@ -196,7 +228,7 @@ def gate() -> None:
 def _gate(arguments: argparse.Namespace) -> int:
     from coordcheck.baseline import TOLERANCE, Baseline
     from coordcheck.gate import gate_on_baseline, gate_on_theory
-    from coordcheck.report import EXIT_CODES, make_console
+    from coordcheck.report import exit_code, make_console
     from coordcheck.storage import write_atomically
 
     if arguments.baseline is None and (arguments.update or arguments.tolerance is not None):
@@ -223,12 +255,11 @@ def _gate(arguments: argparse.Namespace) -> int:
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as summary:
             summary.write(result.markdown())
-    return EXIT_CODES[result.verdict]
+    return exit_code([result.verdict])
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    codes = "Exit codes: 0 pass, 3 fail, 4 inconclusive, 1 and 2 bad input or usage."
-    parser = argparse.ArgumentParser(prog=name, description=f"{description} {codes}")
+    parser = argparse.ArgumentParser(prog=name, description=f"{description} {EXIT_CODES}")
     parser.add_argument(
         "--format",
         choices=["coordcheck", "mup"],

@@ -26,7 +26,7 @@ LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to com
 KINDS = ("activation", "delta")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 # keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
-BOOKKEEPING = frozenset({"name", "workers", "resume", "runs", "plots"})
+BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots"})
 NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
 
 
@@ -183,6 +183,7 @@ class CheckConfig:
     kinds: list[str]
     modules: list[str] | None
     control: bool
+    audit: bool
     device: str
     precision: Precision
     workers: int | None

@@ -76,6 +76,8 @@ def print_check(check: CoordCheck, console: Console, directory: Path, picture: P
         console.print(f"... the worst curve of each module; {rest} modules more in {TEXT}, all curves in {SLOPES}")
     console.print(check.sentence(), style=STYLES[check.verdict], markup=False)
     console.print(str(check.control), markup=False)
+    if check.audit is not None:
+        print_audit_findings(check.audit, console)
     for sentence in check.skipped:
         console.print(sentence, style="yellow", markup=False)
     console.print(f"Files in {directory}: {PICTURE} {TEXT} {SLOPES} {VERDICT} {RECORDS}", markup=False)
@@ -103,6 +105,7 @@ def markdown(check: CoordCheck) -> str:
         "",
         *([f"- **{finding.verdict}** {finding}" for finding in check.findings] or ["None."]),
         "",
+        *([] if check.audit is None else audit_section(check.audit)),
         "## Made with",
         "",
         ", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions",
@@ -175,9 +178,23 @@ def audit_sentences(audit: Audit) -> list[str]:
     ]
 
 
+def audit_section(audit: Audit) -> list[str]:
+    """Lines on the audit for the report of a check."""
+    said = [f"- {sentence}" for sentence in audit_sentences(audit)]
+    return [
+        "## Audit",
+        "",
+        f"{audit.sentence()} All of it is in {audit_result.TEXT}.",
+        "",
+        *said,
+        *([""] if said else []),
+    ]
+
+
 def audit_markdown(audit: Audit) -> str:
     """The content of ``audit.md``."""
     written = audit.parameters[["parameter", "writes", "operations", "rules"]].astype(str)
+    assumed = audit.parameters.query("multiplier_exponent.isna() and assumed_multiplier_exponent != 0")
     lines = [
         f"# Audit: {audit.verdict.upper()}",
         "",
@@ -193,6 +210,11 @@ def audit_markdown(audit: Audit) -> str:
         "",
         markdown_table(audit_rows(audit)),
         "",
+        *(
+            f"{row.parameter} fits only with a forward multiplier width^{row.assumed_multiplier_exponent:+.1f}, which "
+            f"an audit cannot see. Its forms: {row.forms}.\n"
+            for row in assumed.itertuples()
+        ),
         "## Who wrote each parameter, and what it was then",
         "",
         markdown_table(written),

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from coordcheck import verdict as verdicts
+from coordcheck.audit_result import Audit
 from coordcheck.config import GateConfig, default_gate, gate_from
 from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
 from coordcheck.storage import write_atomically
@@ -64,6 +65,7 @@ class CoordCheck:
         verdict: "pass", "fail" or "inconclusive".
         findings: One for each module that does not pass, worst first.
         control: What the control showed.
+        audit: What was known before the first step; None if it was turned off.
         gate: What turned slopes into verdicts.
         skipped: One sentence for each width that could not run.
         config: What was run, JSON-serializable.
@@ -76,6 +78,7 @@ class CoordCheck:
     verdict: str
     findings: list[Finding]
     control: Control
+    audit: Audit | None
     gate: GateConfig
     skipped: list[str]
     config: dict[str, Any]
@@ -89,6 +92,7 @@ class CoordCheck:
         gate: GateConfig,
         *,
         control: Control | None = None,
+        audit: Audit | None = None,
         readout: str | None = None,
         skipped: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
@@ -123,6 +127,7 @@ class CoordCheck:
             verdict=verdicts.overall(judged, control.saw),
             findings=verdicts.findings(judged, gate, verdicts.weights(records)),
             control=control,
+            audit=audit,
             gate=gate,
             skipped=list(skipped),
             config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
@@ -160,7 +165,7 @@ class CoordCheck:
         save_figure(report_figure(self), Path(path), self.config)
 
     def save(self, directory: str | Path) -> None:
-        """Writes ``records.parquet slopes.csv verdict.json report.png report.md``, each atomically."""
+        """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically."""
         from coordcheck.report import markdown
 
         directory = Path(directory)
@@ -169,6 +174,8 @@ class CoordCheck:
         write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
         self.plot(directory / PICTURE)
         write_atomically(directory / TEXT, lambda path: path.write_text(markdown(self)))
+        if self.audit is not None:
+            self.audit.save(directory)
 
     def to_mup(self) -> pd.DataFrame:
         """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
@@ -183,6 +190,7 @@ class CoordCheck:
             "sentence": self.sentence(),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "control": dataclasses.asdict(self.control),
+            "audit": None if self.audit is None else self.audit.facts(),
             "skipped": self.skipped,
             "versions": self.versions,
             "corpus_sha256": self.corpus_sha256,
@@ -224,9 +232,12 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         return {"gate": default_gate()}
     try:
         said = json.loads(path.read_text())
+        gate = gate_from(said["config"]["gate"])
+        audit = said["audit"] and Audit.load(path.parent, said["audit"], gate.tolerance.exponent)
         return {
-            "gate": gate_from(said["config"]["gate"]),
+            "gate": gate,
             "control": Control(**said["control"]),
+            "audit": audit,
             "readout": said["config"].get("readout", {}).get("name"),
             **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
         }

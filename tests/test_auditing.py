@@ -6,11 +6,13 @@ import mup
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_cell, tiny_config
 from torch import nn
 from torch.nn.utils import skip_init
 
 from coordcheck import audit
 from coordcheck.audit_result import Audit
+from coordcheck.auditing import audit_cell
 
 WIDTHS = (32, 64, 128)
 BASE = 32
@@ -388,3 +390,19 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(1)
     audit(build, WIDTHS, adam)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_stored_audit_is_read_back_and_judged_anew(tmp_path):
+    report = audit(tied_rescaled, WIDTHS, lambda m: torch.optim.AdamW(groups(m), weight_decay=0.1))
+    report.save(tmp_path)
+    again = Audit.load(tmp_path, report.facts(), tolerance=0.1)
+    assert again.facts() == report.facts()
+    assert Audit.load(tmp_path, report.facts(), tolerance=2.0).verdict == "pass"
+
+
+def test_our_own_models_have_one_write_each():
+    config = tiny_config("embedding=tied", "readout=constant")
+    report = audit_cell(tiny_cell("embedding=tied", "readout=constant"), config.widths, config.gate)
+    assert (report.parameters["writes"] == 1).all()
+    assert report.parameters["rules"].str.startswith("Rule.write initialize.py").all()
+    assert report.verdict == "pass" and not report.findings

@@ -47,6 +47,9 @@ def test_a_failing_check_exits_3_and_leaves_its_files(checked):
     home = directory / "checks/gpt-sp-untied-zero-adam"
     assert sorted(path.name for path in home.iterdir()) == [
         ".hydra",
+        "audit.csv",
+        "audit.md",
+        "audit.png",
         "records.parquet",
         "report.md",
         "report.png",
@@ -58,6 +61,9 @@ def test_a_failing_check_exits_3_and_leaves_its_files(checked):
     assert "Picture: plots/gpt-sp-untied-zero-adam.png" in out
     said = json.loads((home / "verdict.json").read_text())
     assert said["config"]["parametrization"]["name"] == "sp"
+    assert said["audit"]["verdict"] == "fail"
+    assert "Audit: learning_rate: blocks.0.attn.q.weight: its learning rate scales like width^+0.00" in out
+    assert "mup.MuAdam" in (home / "report.md").read_text()
     assert len(said["corpus_sha256"]) == 64
 
 
@@ -245,3 +251,30 @@ def test_the_configuration_ships_with_the_package():
     groups = {path.parent.name for path in root.glob("*/*.yaml")}
     assert groups == {"model", "parametrization", "embedding", "readout", "optimizer", "data", "gate", "experiment"}
     assert (root / "hydra/help/coordcheck.yaml").is_file()
+
+
+def test_an_audit_alone_trains_nothing_and_exits_with_its_verdict(tmp_path):
+    code, out, err = run(tmp_path, *TINY, "parametrization=sp", entry="audit")
+    assert (code, err) == (3, "")
+    assert "Audit: FAIL: 12 of 20 parameters are at fault." in out
+    home = tmp_path / "checks/gpt-sp-untied-zero-adam"
+    assert sorted(path.name for path in home.iterdir()) == ["audit.csv", "audit.md", "audit.png"]
+    assert "wte.weight" not in out
+
+
+def test_an_audit_shows_every_row_if_asked_and_writes_where_it_is_told(tmp_path):
+    code, out, err = run(tmp_path, *TINY, "--all", "--output", "here", entry="audit")
+    assert (code, err) == (0, "")
+    assert "wte.weight" in out and (tmp_path / "here/audit.csv").is_file()
+
+
+def test_an_audit_of_a_bad_configuration_exits_with_1(tmp_path):
+    code, out, err = run(tmp_path, "widths=[64]", entry="audit")
+    assert (code, out) == (1, "")
+    assert err.startswith("coordcheck-audit: `widths` needs at least 3 distinct")
+
+
+def test_the_audit_can_be_turned_off(tmp_path):
+    code, out, _ = run(tmp_path, *TINY, "audit=false", "parametrization=sp", "steps=2", "seeds=2")
+    assert code == 3 and "Audit" not in out
+    assert not list(tmp_path.rglob("audit.*"))

@@ -3,19 +3,32 @@
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import power, synthetic
 from rich.console import Console
+from torch import nn
 
-from coordcheck import CoordCheck
+from coordcheck import CoordCheck, audit
+from coordcheck.plot import audit_figure
 from coordcheck.report import (
     arrange,
+    audit_markdown,
+    audit_sentences,
     exit_code,
     find_checks,
+    format_exponent,
     label_checks,
     markdown,
     print_check,
     summarize,
 )
+
+
+def audited(depth=1):
+    def build(width):
+        return nn.Sequential(nn.Linear(8, width), *(nn.Linear(width, width) for _ in range(depth)))
+
+    return audit(build, (32, 64, 128), lambda model: torch.optim.Adam(model.parameters()))
 
 
 def check_of(gate, exponent, **config):
@@ -99,3 +112,34 @@ def test_checks_are_found_below_a_directory(tmp_path, gate):
         check_of(gate, 0.0).save(tmp_path / name)
     assert find_checks([tmp_path, tmp_path / "a"]) == [tmp_path / "a", tmp_path / "b/c"]
     assert find_checks([tmp_path / "b/d"]) == [tmp_path / "b/d"]
+
+
+def test_a_markdown_audit_shows_findings_exponents_and_writers():
+    text = audit_markdown(audited())
+    assert "# Audit: FAIL" in text
+    assert "- learning_rate: 1.weight: its learning rate scales like width^+0.00; expected -1.00" in text
+    assert "| 1.weight | hidden | 1 |" in text and "+0.00 not -1.00" in text
+    assert "Linear.reset_parameters linear.py:" in text
+    assert "0.weight fits only" not in text
+
+
+def test_findings_that_say_the_same_are_said_once():
+    sentences = audit_sentences(audited(depth=3))
+    (said,) = (sentence for sentence in sentences if "2.weight" in sentence or "1.weight" in sentence)
+    assert said.endswith("The same holds for 2 more.")
+
+
+def test_the_figure_of_an_audit_marks_faults(tmp_path):
+    figure = audit_figure(audited())
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["0.weight (input)", "0.bias (vector)", "learning_rate: 1.weight (hidden)", "1.bias (vector)"]
+    audited().plot(tmp_path / "audit.png")
+    assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected", "text"),
+    [(-1.0, -1.0, "-1.00"), (-0.001, 0.0, "+0.00"), (0.5, 0.0, "+0.50 not +0.00"), (float("nan"), 0.0, "")],
+)
+def test_an_exponent_is_shown_with_what_was_expected_where_they_differ(measured, expected, text):
+    assert format_exponent(measured, expected) == text
