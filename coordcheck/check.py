@@ -10,7 +10,7 @@ from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -22,6 +22,7 @@ from coordcheck.config import (
     Precision,
     check_axes,
     default_gate,
+    member,
     seeds_of,
 )
 from coordcheck.result import Control, CoordCheck
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     from coordcheck.cell import Cell
     from coordcheck.train import RunPlan
-
-E = TypeVar("E", Parametrization, Precision)
 
 CONTROL_SEEDS = 3
 FASTER = "every learning rate times width / smallest width"
@@ -101,9 +100,9 @@ def coord_check(
     seed_list = list(range(int(seeds))) if isinstance(seeds, int | Integral) else list(seeds)
     check_axes(widths, seed_list, steps, kinds)
     widths, seed_list = [int(width) for width in widths], [int(seed) for seed in seed_list]
-    gate = dataclasses.replace(default_gate(), expect=_member(Parametrization, "expect", expect))
+    gate = dataclasses.replace(default_gate(), expect=member(Parametrization, "expect", expect))
     where = pick_device(device)
-    plan = RunPlan(steps, kinds, modules, where, _member(Precision, "precision", precision))
+    plan = RunPlan(steps, kinds, modules, where, member(Precision, "precision", precision))
     config = {"widths": widths, "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
     config |= {"modules": None if modules is None else list(modules), "precision": precision}
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -249,11 +248,3 @@ def _adam(model: "nn.Module") -> "optim.Optimizer":
     import torch
 
     return torch.optim.Adam(model.parameters(), lr=1e-2)
-
-
-def _member(options: type[E], name: str, value: str) -> E:
-    try:
-        return options(value)
-    except ValueError as error:
-        known = [option.value for option in options]
-        raise ValueError(f"`{name}` is one of {known}; got {value!r}. For example {name}={known[0]!r}.") from error

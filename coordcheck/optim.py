@@ -1,4 +1,7 @@
-"""Parameter groups and the optimizer: mup's in muP, torch's own in standard parametrization."""
+"""Parameter groups and the optimizer: mup's in muP, torch's own in standard parametrization.
+
+Also what an audit wants to know of anybody's optimizer: whether its steps depend on the size of the gradient.
+"""
 
 import mup
 import torch
@@ -51,3 +54,39 @@ def make_optimizer(
         groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=fused
     )
     return adam
+
+
+def update_rules(optimizer: torch.optim.Optimizer) -> list[str | None]:
+    """How the first step of each parameter group depends on the gradient, found out by taking it.
+
+    Whatever the optimizer's name is, its learning rates scale with width by this alone.
+
+    Args:
+        optimizer: Used up: its parameters and state are changed.
+
+    Returns:
+        For each group "adam" if all entries move by the same amount, whatever their gradients, "sgd" if they
+        move in proportion to them, None if neither, or if the group does not move.
+    """
+    generator = torch.Generator().manual_seed(0)
+    moved = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
+    for group, parameters in zip(optimizer.param_groups, moved, strict=True):
+        group["weight_decay"] = 0.0
+        for p in parameters:
+            # away from zero, where Adam's epsilon would count
+            size = 0.5 + torch.rand(p.shape, generator=generator)
+            p.grad = (size * torch.randint(0, 2, p.shape, generator=generator).mul(2).sub(1)).to(p)
+    before = [[p.detach().clone() for p in parameters] for parameters in moved]
+    optimizer.step()
+    return [_update_rule(parameters, old) for parameters, old in zip(moved, before, strict=True)]
+
+
+def _update_rule(parameters: list[nn.Parameter], before: list[torch.Tensor]) -> str | None:
+    if not parameters:
+        return None
+    step = torch.cat([(p.detach() - old).abs().flatten() for p, old in zip(parameters, before, strict=True)])
+    gradient = torch.cat([p.grad.abs().flatten() for p in parameters if p.grad is not None])
+    for rule, ratio in (("adam", step), ("sgd", step / gradient)):
+        if ratio.mean() > 0 and ratio.std() < 0.1 * ratio.mean():
+            return rule
+    return None

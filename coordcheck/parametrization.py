@@ -40,11 +40,7 @@ def infshapes(narrow: Shapes, wide: Shapes) -> dict[str, InfShape]:
 
 
 def parameter_role(module: nn.Module, infshape: InfShape) -> str:
-    """The role of a parameter that `module` owns.
-
-    A matrix with one infinite dimension is an input if that is its fan-out and a readout if it is its fan-in.
-    ``nn.Linear`` and convolutions store the fan-out first, transposed convolutions second; embeddings, Hugging
-    Face's Conv1D and plain parameters (a class token, learned positions) store it last.
+    """The role of a parameter that `module` owns: one that grows in its fan-out alone is an input.
 
     Returns:
         "input", "hidden", "readout", "vector" or "fixed", as in Tensor Programs V (arXiv 2203.03466), table 3.
@@ -55,13 +51,33 @@ def parameter_role(module: nn.Module, infshape: InfShape) -> str:
         return "vector"
     if infshape.ninf() > 1:
         return "hidden"
+    _, fan_out = fan_dimensions(module, len(infshape))
+    return "input" if infshape[fan_out].isinf() else "readout"
+
+
+def fan_dimensions(module: nn.Module, dimensions: int) -> tuple[int, int]:
+    """Which dimensions of a parameter of `module` are its fan-in and its fan-out, kernels left aside.
+
+    What has an ``out_features``, as ``nn.Linear`` and those who imitate it, convolutions and torch's attention and
+    recurrent layers store the fan-out first; embeddings, Hugging Face's Conv1D, transposed convolutions and plain
+    parameters (a class token, learned positions) store it after the fan-in.
+    """
     if isinstance(module, _ConvTransposeNd):
-        fan_out = infshape[1]
-    elif isinstance(module, nn.Linear | nn.Bilinear | _ConvNd):
-        fan_out = infshape[0]
-    else:
-        fan_out = infshape[-1]
-    return "input" if fan_out.isinf() else "readout"
+        return 0, 1
+    if isinstance(module, _ConvNd) or hasattr(module, "out_features"):
+        return 1, 0
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and dimensions == 2:
+        return 1, 0
+    return dimensions - 2, dimensions - 1
+
+
+def fans(module: nn.Module, shape: Size) -> tuple[int, int]:
+    """Fan-in and fan-out of a parameter of `module`; a vector, and an embedding that looks up a row, has fan-in 1."""
+    if len(shape) < 2 or isinstance(module, nn.Embedding):
+        return 1, shape[-1] if shape else 1
+    fan_in, fan_out = fan_dimensions(module, len(shape))
+    kernel = shape[2:].numel() if isinstance(module, _ConvNd) else 1
+    return shape[fan_in] * kernel, shape[fan_out] * kernel
 
 
 def roles(model: nn.Module, infshapes: Mapping[str, InfShape]) -> dict[str, str]:

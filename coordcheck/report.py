@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coordcheck import audit_result
+from coordcheck.audit_result import Audit
 from coordcheck.config import BOOKKEEPING, flatten
 from coordcheck.plot import describe_cell, save_figure, summary_figure
 from coordcheck.result import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
@@ -105,6 +107,95 @@ def markdown(check: CoordCheck) -> str:
         "",
         ", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions",
         *(["", f"Corpus sha256 {check.corpus_sha256}"] if check.corpus_sha256 else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def audit_rows(audit: Audit) -> pd.DataFrame:
+    """The parameters of an audit as text, faults first."""
+    rows = audit.worst_first()
+    expected = zip(rows["std_exponent"], rows["expected_std_exponent"], strict=True)
+    rates = zip(rows["lr_exponent"], rows["expected_lr_exponent"], strict=True)
+    return pd.DataFrame(
+        {
+            "parameter": [" = ".join(filter(None, pair)) for pair in rows[["parameter", "tied_to"]].to_numpy()],
+            "role": rows["role"],
+            "writes": rows["writes"].astype(str),
+            "std": [f"{value:.3g}" for value in rows["init_std"]],
+            "std√fan_in": [f"{value:.3f}" for value in rows["std_fan_in"]],
+            "std exp.": [format_exponent(*pair) for pair in expected],
+            "lr exp.": [format_exponent(*pair) for pair in rates],
+            "lr·decay": [f"{value:+.2f}" if value == value else "" for value in rows["effective_decay_exponent"]],
+            "verdict": rows["verdict"],
+        }
+    )
+
+
+def format_exponent(measured: float, expected: float) -> str:
+    """An exponent, with the expected one where they differ as printed; empty where there is none."""
+    if math.isnan(measured):
+        return ""
+    said = f"{measured + 0.0:+.2f}".replace("-0.00", "+0.00")
+    return said if abs(measured - expected) < 0.05 else f"{said} not {expected:+.2f}"
+
+
+def print_audit(audit: Audit, console: Console, every: bool = False) -> None:
+    """The table of an audit, what it found, and its verdict.
+
+    Args:
+        audit: The audit.
+        console: Where to.
+        every: Show every row, not only what does not pass.
+    """
+    rows = audit_rows(audit)
+    shown = rows if every else rows[rows["verdict"] != "pass"].head(WORST)
+    if len(shown):
+        table = Table(title="audit", title_justify="left", title_style="bold")
+        for name in shown.columns:
+            table.add_column(name, no_wrap=name == "parameter")
+        for *cells, said in shown.to_numpy().tolist():
+            style = STYLES["fail" if said in audit_result.FAULTS else "pass" if said == "pass" else "inconclusive"]
+            table.add_row(*map(escape, cells), f"[{style}]{said}[/]")
+        console.print(table)
+    print_audit_findings(audit, console)
+
+
+def print_audit_findings(audit: Audit, console: Console) -> None:
+    """What an audit found, each thing once, and its verdict."""
+    for sentence in audit_sentences(audit)[:WORST]:
+        console.print(f"Audit: {sentence}", markup=False)
+    console.print(f"Audit: {audit.sentence()}", style=STYLES[audit.verdict], markup=False)
+
+
+def audit_sentences(audit: Audit) -> list[str]:
+    """Findings that say the same of several parameters as one sentence."""
+    return [
+        f"{finding.verdict}: {finding}" + (f" The same holds for {len(names) - 1} more." if len(names) > 1 else "")
+        for finding, names in audit.grouped_findings()
+    ]
+
+
+def audit_markdown(audit: Audit) -> str:
+    """The content of ``audit.md``."""
+    written = audit.parameters[["parameter", "writes", "operations", "rules"]].astype(str)
+    lines = [
+        f"# Audit: {audit.verdict.upper()}",
+        "",
+        audit.sentence(),
+        "",
+        f"![exponents of init std and learning rate]({audit_result.PICTURE})",
+        "",
+        "## Findings",
+        "",
+        *([f"- {sentence}" for sentence in audit_sentences(audit)] or ["None."]),
+        "",
+        f"## Parameters: exponents over widths {', '.join(map(str, audit.widths))}",
+        "",
+        markdown_table(audit_rows(audit)),
+        "",
+        "## Who wrote each parameter, and what it was then",
+        "",
+        markdown_table(written),
     ]
     return "\n".join(lines) + "\n"
 

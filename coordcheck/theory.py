@@ -1,4 +1,4 @@
-"""Which exponents theory expects, per parametrization, role, kind and step, with the source of each.
+"""Which exponents theory expects, of curves and of what a model is made of, with the source of each.
 
 Sources: Tensor Programs V (Yang et al., arXiv 2203.03466), for Adam-like and SGD-like optimizers with the
 learning rates of its tables 3, 8 and 9; Everett et al. (arXiv 2407.05872) for standard parametrization.
@@ -62,3 +62,66 @@ def _sp(role: str, kind: str, step: int, readout: str | None) -> Expectation:
         return Expectation(0.0, 0.0, f"{EVERETT}, section 3: its input does not grow")
     # Several layers' updates of width^1 compound at a large learning rate, norms cut them back: no power law.
     return Expectation(0.0, 2.0, f"{EVERETT}, section 3: Adam's update has width aligned terms")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the equivalent ways to write a parametrization of a weight, as exponents of width.
+
+    Attributes:
+        std: Of the initialization.
+        lr: Of the learning rate.
+        multiplier: Of what the weight's product is multiplied by in the forward pass.
+        source: Who says so.
+    """
+
+    std: float
+    lr: float
+    multiplier: float
+    source: str
+
+    def __str__(self) -> str:
+        forward = f", forward multiplier width^{self.multiplier:+.1f}" if self.multiplier else ""
+        return f"init std {self.std:+.1f}, learning rate {self.lr:+.1f}{forward}"
+
+
+# exponents (std, learning rate of Adam, of SGD) without a multiplier, and by how much a multiplier may shift them
+_MUP_FORMS: dict[str, tuple[float, float, float, tuple[float, ...]]] = {
+    "input": (0.0, 0.0, 1.0, (0.0, -0.5)),
+    "hidden": (-0.5, -1.0, 0.0, (0.0, 0.5)),
+    "readout": (-1.0, -1.0, -1.0, (0.0, 0.5, 1.0)),
+    "vector": (0.0, 0.0, 1.0, (0.0,)),
+    "fixed": (0.0, 0.0, 0.0, (0.0,)),
+}
+
+
+def forms(
+    parametrization: str, role: str, update: str, *, tied: bool = False, readout: str | None = None
+) -> tuple[Form, ...]:
+    """How the init std and the learning rate of a weight may scale, the usual form first.
+
+    A weight multiplied by width^m in the forward pass needs width^-m times the std; its gradient grows by width^m, so
+    Adam, which does not see the gradient's size, needs width^-m times the learning rate and SGD width^-2m.
+
+    Args:
+        parametrization: "mup" or "sp".
+        role: Of the weight.
+        update: "adam" if a step does not depend on the size of the gradient, "sgd" if it is proportional to it.
+        tied: Whether an embedding's weight is the readout's too.
+        readout: Init of the readout, where it was chosen: "constant" allows a constant std in "sp".
+
+    Raises:
+        ValueError: if the parametrization is unknown.
+    """
+    if parametrization == "mup":
+        if tied:
+            # a good embedding first of all; as a readout it wants a multiplier 1/width (1/sqrt in the second form)
+            return forms("mup", "input", update)
+        std, adam, sgd, shifts = _MUP_FORMS[role]
+        lr, slope = (adam, 1) if update == "adam" else (sgd, 2)
+        return tuple(Form(std + s, lr + slope * s, -s, f"{TPV}, tables 3, 8 and 9") for s in shifts)
+    if parametrization == "sp":
+        std = -0.5 if role in ("hidden", "readout") else 0.0
+        choices = (0.0, -0.5) if tied or (role, readout) == ("readout", "constant") else (std,)
+        return tuple(Form(choice, 0.0, 0.0, f"{EVERETT}, table 1: fan-in initialization") for choice in choices)
+    raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")

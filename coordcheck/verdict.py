@@ -23,8 +23,8 @@ class Finding:
         verdict: Of that curve.
         module: Its name.
         parameter: The module's weight where it has one, else None.
-        kind: Of the curve.
-        step: Of the curve.
+        kind: Of the curve, or what an audit looked at.
+        step: Of the curve; None if it was found without one.
         slope: Exponent of width, NaN if there is none.
         expected: Lowest and highest exponent that theory allows.
         cause: What was seen, in numbers.
@@ -35,14 +35,15 @@ class Finding:
     module: str
     parameter: str | None
     kind: str
-    step: int
+    step: int | None
     slope: float
     expected: tuple[float, float]
     cause: str
     advice: str
 
     def __str__(self) -> str:
-        return f"{self.module}, {self.kind}, step {self.step}: {self.cause} {self.advice}"
+        where = f"{self.module}, {self.kind}, step {self.step}" if self.step is not None else self.parameter
+        return f"{where}: {self.cause} {self.advice}"
 
 
 def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) -> pd.DataFrame:

@@ -1,0 +1,174 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from coordcheck.models.layers import materialize
+from coordcheck.writes import WriteTracer
+
+
+def test_a_layer_writes_itself_once():
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8)
+    (write,) = tracer.history(layer.weight).writes
+    assert write.rule.startswith("Linear.reset_parameters linear.py:")
+    assert write.effect == "full" and write.operations == 1
+
+
+def set_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.5)
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        set_normal,
+        lambda module: module.weight.data.normal_(),
+        lambda module: module.weight.data.copy_(torch.randn(8, 4)),
+        lambda module: module.weight.data.__setitem__(slice(None), torch.randn(8, 4)),
+        lambda module: nn.init.orthogonal_(module.weight),
+        lambda module: nn.init.trunc_normal_(module.weight, std=0.02),
+        lambda module: torch.normal(0.0, 1.0, (8, 4), out=module.weight.data),
+    ],
+    ids=["init", "data", "copy_", "setitem", "orthogonal", "truncated", "out"],
+)
+def test_every_way_to_write_is_one_full_write_of_who_ordered_it(init):
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8)
+        init(layer)
+    default, ours = tracer.history(layer.weight).full_writes
+    assert default.code.co_qualname == "Linear.reset_parameters"
+    assert ours.code is init.__code__
+    assert not ours.by_default({layer})
+
+
+def test_the_size_after_each_write_is_kept():
+    with WriteTracer() as tracer:
+        layer = nn.Linear(300, 300)
+        nn.init.constant_(layer.weight, 3.0)
+        nn.init.zeros_(layer.weight)
+    sizes = [write.size for write in tracer.history(layer.weight).writes]
+    assert sizes[0] == pytest.approx((1 / 3 / 300) ** 0.5, rel=0.02)  # uniform within +- 300^-1/2
+    assert sizes[1] == pytest.approx(3.0)
+
+
+def test_a_padding_row_is_a_partial_write():
+    with WriteTracer() as tracer:
+        embedding = nn.Embedding(10, 4, padding_idx=0)
+    history = tracer.history(embedding.weight)
+    assert [write.effect for write in history.writes] == ["full", "in part"]
+    assert history.unwritten(40) == 0
+
+
+def test_slices_that_cover_everything_are_one_write():
+    weight = nn.Parameter(torch.empty(6, 2))
+    with WriteTracer() as tracer:
+        weight = nn.Parameter(torch.empty(6, 2))
+        for part in weight.data.split(2):
+            part.normal_()
+    history = tracer.history(weight)
+    assert [(write.effect, write.operations) for write in history.writes] == [("full", 3)]
+    assert history.unwritten(12) == 0
+
+
+def test_what_slices_leave_out_is_unwritten():
+    with WriteTracer() as tracer:
+        weight = nn.Parameter(torch.empty(6, 2))
+        nn.init.normal_(weight.data[1:5:2])
+    assert tracer.history(weight).unwritten(12) == 8
+
+
+@pytest.mark.parametrize("make", [torch.empty, torch.Tensor], ids=["empty", "legacy constructor"])
+def test_nothing_wrote_it(make):
+    with WriteTracer() as tracer:
+        weight = nn.Parameter(make(3, 4))
+    assert tracer.history(weight).writes == []
+    assert tracer.history(weight).unwritten(12) == 12
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.zeros(3), lambda: torch.randn(3) * 0.02, lambda: torch.tensor([1.0, 2.0, 3.0])],
+    ids=["zeros", "arithmetic", "numbers"],
+)
+def test_a_tensor_that_is_made_with_values_is_written(make):
+    with WriteTracer() as tracer:
+        weight = nn.Parameter(make())
+    (write,) = tracer.history(weight).full_writes
+    assert write.code is make.__code__
+
+
+def test_memory_from_elsewhere_counts_as_written():
+    before = torch.empty(3)
+    with WriteTracer() as tracer:
+        weight = nn.Parameter(before)
+        other = nn.Parameter(torch.from_numpy(np.ones(3)))
+    assert tracer.history(weight).unwritten(3) == 0
+    assert tracer.history(other).unwritten(3) == 0
+
+
+def test_meta_then_to_empty_is_unwritten_until_it_is_written():
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8, device="meta").to_empty(device="cpu")
+        nn.init.ones_(layer.weight)
+    assert tracer.history(layer.weight).unwritten(32) == 0
+    assert len(tracer.history(layer.weight).writes) == 1
+    assert tracer.history(layer.bias).unwritten(8) == 8
+
+
+def test_materialize_leaves_everything_to_be_written():
+    with WriteTracer() as tracer:
+        layer = materialize(nn.Linear(4, 8, device="meta"), torch.device("cpu"))
+    assert tracer.history(layer.weight).unwritten(32) == 32
+
+
+def test_copies_go_on_from_their_source():
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8)
+        twin = copy.deepcopy(layer).to(torch.bfloat16)
+    (write,) = tracer.history(twin.weight).writes
+    assert write.code.co_qualname == "Linear.reset_parameters"
+
+
+def test_tied_parameters_have_one_history():
+    with WriteTracer() as tracer:
+        embedding, readout = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
+        readout.weight = embedding.weight
+    assert tracer.history(readout.weight) is tracer.history(embedding.weight)
+
+
+def test_a_rescaling_is_a_change_and_no_write():
+    def rescale(weight):
+        weight.data.mul_(2.0)
+
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8)
+        rescale(layer.weight)
+    writes = tracer.history(layer.weight).writes
+    assert [write.effect for write in writes] == ["full", "changed"]
+    assert writes[1].code is rescale.__code__
+
+
+def test_a_module_that_writes_its_own_parameter_does_so_by_default():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(3))
+            nn.init.normal_(self.weight)
+
+    with WriteTracer() as tracer:
+        own = Own()
+    (write,) = tracer.history(own.weight).writes
+    assert write.by_default({own}) and not write.by_default({nn.Identity()})
+
+
+def test_values_are_those_without_a_tracer():
+    torch.manual_seed(0)
+    plain = nn.Linear(4, 8)
+    torch.manual_seed(0)
+    with WriteTracer():
+        traced = nn.Linear(4, 8)
+    assert torch.equal(plain.weight, traced.weight)
