@@ -21,8 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-E = TypeVar("E", bound=StrEnum)
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
+E = TypeVar("E", bound=StrEnum)
 KINDS = ("activation", "delta")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 # keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
@@ -282,6 +282,30 @@ def gate_from(values: Any) -> GateConfig:
     return gate
 
 
+def check_gate(gate: GateConfig) -> None:
+    """Checks the values of a gate.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if not 0 < gate.confidence < 1:
+        raise ValueError(
+            f"`gate.confidence` lies between 0 and 1; got {gate.confidence}. For example gate.confidence=0.95."
+        )
+    if not 0 <= gate.tolerance.exponent < math.inf:
+        raise ValueError(
+            f"`gate.tolerance.exponent` is a finite number, zero or more; got {gate.tolerance.exponent}. "
+            f"For example gate.tolerance.exponent=0.1."
+        )
+    for side, tolerances in (("explodes", gate.tolerance.explodes), ("vanishes", gate.tolerance.vanishes)):
+        for kind, tolerance in tolerances.items():
+            if kind not in KINDS or not 0 <= tolerance < math.inf:
+                raise ValueError(
+                    f"`gate.tolerance.{side}` has a finite number, zero or more, for each of {list(KINDS)}; got "
+                    f"{kind}: {tolerance}. For example gate.tolerance.{side}.delta=0.2."
+                )
+
+
 def member(options: type[E], name: str, value: str) -> E:
     """The member of an enumeration that a user named.
 
@@ -293,25 +317,6 @@ def member(options: type[E], name: str, value: str) -> E:
     except ValueError as error:
         known = [option.value for option in options]
         raise ValueError(f"`{name}` is one of {known}; got {value!r}. For example {name}={known[0]!r}.") from error
-
-
-def check_gate(gate: GateConfig) -> None:
-    """Checks the values of a gate.
-
-    Raises:
-        ValueError: naming the value, the rule and a working example.
-    """
-    if not 0 < gate.confidence < 1:
-        raise ValueError(
-            f"`gate.confidence` lies between 0 and 1; got {gate.confidence}. For example gate.confidence=0.95."
-        )
-    for side, tolerances in (("explodes", gate.tolerance.explodes), ("vanishes", gate.tolerance.vanishes)):
-        for kind, tolerance in tolerances.items():
-            if kind not in KINDS or not 0 <= tolerance < math.inf:
-                raise ValueError(
-                    f"`gate.tolerance.{side}` has a finite number, zero or more, for each of {list(KINDS)}; got "
-                    f"{kind}: {tolerance}. For example gate.tolerance.{side}.delta=0.2."
-                )
 
 
 def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: Sequence[str]) -> None:

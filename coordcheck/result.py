@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from coordcheck import verdict as verdicts
+from coordcheck.audit_result import TABLE as AUDIT_TABLE
 from coordcheck.audit_result import Audit
 from coordcheck.config import GateConfig, default_gate, gate_from
 from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
@@ -233,7 +234,8 @@ def _read_verdict(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text())
         gate = gate_from(said["config"]["gate"])
-        audit = said["audit"] and Audit.load(path.parent, said["audit"], gate.tolerance.exponent)
+        audited = said["audit"] is not None and (path.parent / AUDIT_TABLE).is_file()
+        audit = Audit.load(path.parent, said["audit"], gate.tolerance.exponent) if audited else None
         return {
             "gate": gate,
             "control": Control(**said["control"]),

@@ -146,8 +146,9 @@ def test_a_control_beyond_its_limit_by_less_than_its_interval_is_undecided(gate,
     assert re.search("control's fault shows, but not for certain.*Use more seeds", check.sentence())
 
 
-def test_a_control_within_its_limits_is_not_seen(gate):
-    control = judge_control(synthetic({("fc", "delta", 1): power(0.1)}), gate, "twin")
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_control_within_its_limits_is_not_seen(gate, noise):
+    control = judge_control(synthetic({("fc", "delta", 1): power(0.1, noise)}), gate, "twin")
     assert (control.saw, control.undecided) == (False, False)
 
 
