@@ -226,3 +226,44 @@ def test_flaxs_epsilon_amplifies_the_first_blocks_biases_by_its_root():
             flax_eps[f"decoder.0.self_attn.{name}.bias"].norm() / torch_eps[f"decoder.0.self_attn.{name}.bias"].norm()
         )
         assert ratio.item() == pytest.approx(10**0.5, rel=1e-3)
+
+
+def test_the_given_attention_scale_is_used():
+    model, features = random_model(), random(2, 7, 16)
+    logits, _ = model(features)
+    attentions = [module for name, module in model.named_modules() if name.endswith("attn")]
+    for attention in attentions:
+        attention.scale *= 4
+        with torch.no_grad():
+            attention.q.weight /= 4
+            attention.q.bias /= 4
+    torch.testing.assert_close(model(features)[0], logits)
+
+
+# Whether separate kernels get larger gradients of q and k depends on what the decoder reads.
+
+
+def decoder_gradients(scheme: Scheme, encoded: bool) -> dict[str, float]:
+    """Of block 1's self-attention, for tokens drawn from N(0, 1) and a random linear loss; mean of three seeds."""
+    total = dict.fromkeys("qkv", 0.0)
+    for seed in range(3):
+        model = build(scheme, 128, 6, seed)
+        generator = torch.Generator().manual_seed(seed)
+        nothing = torch.zeros(1)
+        memory = torch.randn(4, 32, 128, generator=generator)
+        if encoded:
+            memory = model.encode(memory, nothing)
+        x = model.decode(torch.zeros(4, 10, 128), memory, model.queries.weight, nothing)[-1]
+        (x * torch.randn(x.shape, generator=generator)).sum().backward()
+        for name in total:
+            total[name] += model.decoder[1].self_attn.get_submodule(name).weight.grad.norm().item() / 3
+    return total
+
+
+def test_separate_kernels_get_larger_gradients_only_where_the_memory_is_diverse():
+    for encoded, low, high in ((False, 2.5, 5.0), (True, 0.2, 1.0)):
+        packed, separate = (decoder_gradients(s, encoded) for s in (Scheme.xavier_packed, Scheme.xavier_separate))
+        assert low < separate["q"] / packed["q"] < high
+        assert low < separate["k"] / packed["k"] < high
+        if not encoded:
+            assert separate["v"] / packed["v"] == pytest.approx(1, abs=0.3)
