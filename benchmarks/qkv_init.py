@@ -10,14 +10,14 @@ training  loss and objects found after 400 steps of DETR's optimizer on generate
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from statistics import mean
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from coordcheck.initialize import initialize
+from coordcheck.initialize import Rule, initialize
 from coordcheck.models.layers import materialize
 from coordcheck.models.post_ln import PostLN
 from coordcheck.parametrization import infshapes, roles, shapes
@@ -51,14 +51,27 @@ def structure(width: int, depth: int, ratio: int, eps: float) -> PostLN:
         )
 
 
-def build(scheme: Scheme, width: int, depth: int, seed: int, *, ratio: int = 4, eps: float = 1e-5) -> PostLN:
+def build(table: list[Rule], width: int, depth: int, seed: int, *, ratio: int = 4, eps: float = 1e-5) -> PostLN:
     """An initialized model."""
     narrow, model = (structure(w, depth, ratio, eps) for w in (width // 2, width))
     role_of_each = roles(narrow, infshapes(shapes(narrow), shapes(model)))
-    table = post_ln_rules(scheme, feed_forward_ratio=ratio, encoder_depth=depth, decoder_depth=depth)
     materialize(model, torch.device("cpu"))
     initialize(model, role_of_each, table, torch.Generator().manual_seed(seed))
     return model
+
+
+def table_of(scheme: Scheme, depth: int, ratio: int = 4) -> list[Rule]:
+    """The rules of a scheme."""
+    return post_ln_rules(scheme, feed_forward_ratio=ratio, encoder_depth=depth, decoder_depth=depth)
+
+
+def mixture(depth: int, kernels: Collection[str]) -> list[Rule]:
+    """The rules of separate matrices, but `kernels` have the size that they have in a packed one."""
+    separate, packed = (table_of(scheme, depth) for scheme in (Scheme.xavier_separate, Scheme.xavier_packed))
+    return [
+        theirs if any(rf".{kernel}\.weight" in theirs.name for kernel in kernels) else ours
+        for ours, theirs in zip(separate, packed, strict=True)
+    ]
 
 
 def loss_of(model: PostLN, scenes: Scenes) -> Tensor:
@@ -97,7 +110,7 @@ def of_attention(attention: nn.MultiheadAttention) -> dict[str, Tensor]:
 def table_sizes() -> Iterator[dict[str, str]]:
     """Blocks of a model of 6 + 6 blocks, F = 2048."""
     for scheme in Scheme:
-        model = build(scheme, 256, 6, 0, ratio=8)
+        model = build(table_of(scheme, 6, 8), 256, 6, 0, ratio=8)
         for name in ("encoder.3", "decoder.3"):
             block = model.get_submodule(name)
             attention = block.get_submodule("attn" if "encoder" in name else "cross_attn")
@@ -124,7 +137,7 @@ def gradient() -> pd.DataFrame:
 
 def norms(scheme: Scheme, eps: float) -> Iterator[dict[str, str]]:
     """A row per decoder block's self-attention."""
-    models = [build(scheme, 256, 6, seed, ratio=8, eps=eps) for seed in SEEDS]
+    models = [build(table_of(scheme, 6, 8), 256, 6, seed, ratio=8, eps=eps) for seed in SEEDS]
     for seed, model in zip(SEEDS, models, strict=True):
         scenes = make_scenes(seed, 16)
         set_loss(*(predicted[-1] for predicted in model(scenes.features)), scenes).backward()
@@ -147,17 +160,19 @@ def norm(parameter: nn.Parameter) -> float:
 
 def training() -> pd.DataFrame:
     """Loss and share of objects found on held-out scenes, one pair per seed."""
-    blind = train(Scheme.xavier_packed, 64, 2, 1e-3, 0, scenes=mixed_up)
+    blind = train(table_of(Scheme.xavier_packed, 2), 64, 2, 1e-3, 0, scenes=mixed_up)
     print(f"what a model reaches that cannot see the scenes: {blind}", flush=True)
     rows = []
     for width, depth, lr in ((64, 2, 1e-4), (64, 2, 1e-3), (64, 6, 1e-3), (128, 6, 1e-4)):
-        for scheme in Scheme:
-            ends = [train(scheme, width, depth, lr, seed) for seed in SEEDS]
+        tables = {scheme.name: table_of(scheme, depth) for scheme in Scheme}
+        tables |= {f"xavier_separate, but {k} as packed": mixture(depth, k) for k in ("qk", "v")}
+        for name, table in tables.items():
+            ends = [train(table, width, depth, lr, seed) for seed in SEEDS]
             seen = {
                 f"step {step}": ", ".join(f"{end[step][0]:.2f} / {end[step][1]:.2f}" for end in ends)
                 for step in ends[0]
             }
-            rows.append({"model": f"{width}, {depth} + {depth}", "lr": f"{lr:g}", "scheme": scheme.name, **seen})
+            rows.append({"model": f"{width}, {depth} + {depth}", "lr": f"{lr:g}", "scheme": name, **seen})
             print(" | ".join(rows[-1].values()), flush=True)
     return pd.DataFrame(rows)
 
@@ -169,7 +184,7 @@ def mixed_up(seed: int, scenes: int) -> Scenes:
 
 
 def train(
-    scheme: Scheme,
+    table: list[Rule],
     width: int,
     depth: int,
     lr: float,
@@ -179,7 +194,7 @@ def train(
     steps: int = 400,
 ) -> dict[int, tuple[float, float]]:
     """Fresh scenes at every step; returns the last block's loss and share of objects found, by step."""
-    model = build(scheme, width, depth, seed)
+    model = build(table, width, depth, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     held_out = scenes(HELD_OUT, 256)
     seen = {}
