@@ -110,6 +110,7 @@ def test_widths_heads_and_ratios_follow(name):
     config, default = config_of(name, 256, 8), transformers.CONFIG_MAPPING[name]()
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (256, 8, 2)
     assert getattr(config, "head_dim", 32) == 32
+    assert getattr(config, "num_decoder_layers", 2) == 2
     for field in ("intermediate_size", "ffn_dim", "d_ff"):
         if hasattr(default, field):
             assert getattr(config, field) / 256 == getattr(default, field) / default.hidden_size
@@ -266,7 +267,6 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_what_a_class_refuses_is_told_with_a_way_out():
-    with pytest.raises(ValueError, match=r"WhisperConfig does not accept .*decoder_start_token_id.*overrides="):
-        config_of("whisper")
-    ids = dict.fromkeys(("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"), 0)
-    assert config_of("whisper", overrides=ids).d_model == 64
+    with pytest.raises(ValueError, match=r"GPTNeoConfig does not accept .*attention_types.*overrides="):
+        config_of("gpt_neo")
+    assert config_of("gpt_neo", overrides={"attention_types": [[["global", "local"], 1]]}).num_layers == 2
