@@ -4,6 +4,7 @@ import math
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -162,13 +163,20 @@ def test_ties_that_the_model_does_not_make_are_refused(monkeypatch):
 
 def test_initialization_is_that_of_transformers_under_the_global_seed():
     config = config_of("gpt2", 256, 8)
-    torch.manual_seed(3)
-    ours = hf.build(config)
+    ours = hf.build(config, seed=3)
     torch.manual_seed(3)
     theirs = transformers.GPT2LMHeadModel(config)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine, other)
     assert ours.transformer.h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_models_built_at_a_time_are_those_built_in_turn():
+    config = config_of("llama", 256, 8)
+    in_turn = [hf.build(config, seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(in_turn, pool.map(lambda seed: hf.build(config, seed), range(8)), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", CAUSAL)

@@ -8,6 +8,7 @@ a second to import, so it is imported by the functions that need it.
 import math
 from collections.abc import Mapping
 from importlib import import_module
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ _FIELDS = {
 }
 RULES = tuple(_FIELDS)
 FIELDS = {field: rule for rule, fields in _FIELDS.items() for field in fields.split()}
+_generator_in_use = Lock()  # torch's global generator belongs to all threads, and several runs may be built at a time
 
 
 def scaled_config(
@@ -112,11 +114,12 @@ def scaled_config(
     return scaled
 
 
-def build(config: "PreTrainedConfig") -> "PreTrainedModel":
+def build(config: "PreTrainedConfig", seed: int | None = None) -> "PreTrainedModel":
     """The causal or the encoder-decoder language model of a configuration.
 
     Args:
         config: For example from :func:`scaled_config`.
+        seed: Of torch's global generator, or None to draw on from its present state.
 
     Returns:
         The model, its weights drawn by transformers from torch's global generator; within
@@ -135,7 +138,10 @@ def build(config: "PreTrainedConfig") -> "PreTrainedModel":
             f"{auto} knows no model for {name}; register it in the module of {name}. "
             f"For example {auto}.register({name}, MyModel)."
         )
-    model: PreTrainedModel = getattr(transformers, auto).from_config(config)
+    with _generator_in_use:
+        if seed is not None:
+            torch.manual_seed(seed)
+        model: PreTrainedModel = getattr(transformers, auto).from_config(config)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[no-untyped-call]
     if tied != config.tie_word_embeddings:
         raise ValueError(
