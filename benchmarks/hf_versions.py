@@ -43,7 +43,7 @@ def output(python: Path, program: Path) -> Any:
 def main() -> None:
     """Parses the command line, runs, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cache", type=Path, help="directory of the virtual environments, about 1.5 GB each")
+    parser.add_argument("cache", type=Path, help="directory of the virtual environments, 1.6 GB each")
     parser.add_argument("program", type=Path, help="Python file that prints JSON")
     options = parser.parse_args()
     pythons = {release: environment(release, options.cache) for release in RELEASES}

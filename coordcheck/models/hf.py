@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # What a field is: the width, what keeps its ratio to the width, the count of heads, what keeps its ratio to that, the
 # size of a head, the count of blocks, of tokens or of positions, or what does not follow the width at all.
@@ -60,7 +60,7 @@ def scaled_config(
     context: int,
     tied: bool | None = None,
     overrides: Mapping[str, Any] = MappingProxyType({}),
-) -> "PreTrainedConfig":
+) -> "PretrainedConfig":
     """A configuration whose sizes follow the width, without dropout and without a cache.
 
     Args:
@@ -114,7 +114,7 @@ def scaled_config(
     return scaled
 
 
-def build(config: "PreTrainedConfig", seed: int | None = None) -> "PreTrainedModel":
+def build(config: "PretrainedConfig", seed: int | None = None) -> "PreTrainedModel":
     """The causal or the encoder-decoder language model of a configuration.
 
     Args:
@@ -152,7 +152,7 @@ def build(config: "PreTrainedConfig", seed: int | None = None) -> "PreTrainedMod
     return model
 
 
-def make_batch(config: "PreTrainedConfig", inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def make_batch(config: "PretrainedConfig", inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Token ids as the arguments of ``model(**batch)``, with which the model computes a loss.
 
     Args:
@@ -171,7 +171,7 @@ def make_batch(config: "PreTrainedConfig", inputs: Tensor, targets: Tensor) -> d
     return {"input_ids": inputs, "decoder_input_ids": _shifted(targets, start), "labels": targets.contiguous()}
 
 
-def config_class(config: str) -> "type[PreTrainedConfig]":
+def config_class(config: str) -> "type[PretrainedConfig]":
     """The configuration class of a model type or of a dotted name.
 
     Raises:
@@ -186,7 +186,7 @@ def config_class(config: str) -> "type[PreTrainedConfig]":
             found = getattr(import_module(module), name, None)
         except (ImportError, ValueError):  # ValueError: no module is named ""
             found = None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedConfig)):
+    if not (isinstance(found, type) and issubclass(found, transformers.PretrainedConfig)):
         raise ValueError(
             f"`model.config` is a model type of transformers {transformers.__version__} or the dotted name of a "
             f"configuration class; got {config!r}. For example model.config=gpt2."
@@ -203,7 +203,7 @@ def _transformers() -> Any:
         ) from error
 
 
-def _construct(cls: "type[PreTrainedConfig]", values: Mapping[str, Any]) -> "PreTrainedConfig":
+def _construct(cls: "type[PretrainedConfig]", values: Mapping[str, Any]) -> "PretrainedConfig":
     """A configuration of these values, all others at their defaults."""
     from huggingface_hub.errors import StrictDataclassError
 
