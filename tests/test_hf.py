@@ -34,7 +34,7 @@ class OwnConfig(transformers.LlamaConfig):
     model_type = "own"
 
 
-class UnknownWidth(transformers.PreTrainedConfig):
+class UnknownWidth(transformers.PretrainedConfig):
     model_type = "unknown_width"
 
     def __init__(self, my_width=48, my_inner=96, **kwargs):
@@ -43,7 +43,7 @@ class UnknownWidth(transformers.PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class ForgottenField(transformers.PreTrainedConfig):
+class ForgottenField(transformers.PretrainedConfig):
     model_type = "forgotten_field"
 
     def __init__(self, hidden_size=48, my_latent=48, **kwargs):
