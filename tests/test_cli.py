@@ -82,7 +82,7 @@ def test_report_rebuilds_everything_without_torch(checked, tmp_path):
     home = directory / "checks/gpt-sp-untied-zero-adam"
     copy = tmp_path / "elsewhere"
     copy.mkdir()
-    for name in ("records.parquet", "verdict.json"):
+    for name in ("records.parquet", "verdict.json", "audit.csv"):
         (copy / name).write_bytes((home / name).read_bytes())
     code, out, err = run(tmp_path, "elsewhere", entry="report", prelude=NO_TORCH)
     assert (code, err) == (3, "")
