@@ -21,9 +21,9 @@ import pandas as pd
 import torch
 
 from coordcheck.baseline import TOLERANCE, holm, welch
-from coordcheck.cell import ConfiguredCell
 from coordcheck.check import check_config
 from coordcheck.config import CheckConfig, default_gate, load
+from coordcheck.families import GPTCell, make_cell
 from coordcheck.report import markdown_table
 from coordcheck.slopes import RECORD_COLUMNS, fit, seed_slopes
 from coordcheck.sweep import RunQueue, default_workers
@@ -90,7 +90,7 @@ def records_of(config: CheckConfig, seeds: int) -> pd.DataFrame:
     device = torch.device("cpu")
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     queue = RunQueue(
-        ConfiguredCell(config), plan, config.widths, range(seeds), workers=default_workers(device), title="seeds"
+        make_cell(config), plan, config.widths, range(seeds), workers=default_workers(device), title="seeds"
     )
     return queue.finish().records
 
@@ -224,7 +224,7 @@ def advice(text: str) -> str:
     return next(f"at most {limit} seeds would decide" for limit in (10, 20, 50, 1000) if number <= limit)
 
 
-class FaultyLayer(ConfiguredCell):
+class FaultyLayer(GPTCell):
     """One weight matrix in the middle whose init std grows like width^(exponent - 1/2)."""
 
     exponent = 0.25

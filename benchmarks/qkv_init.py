@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from coordcheck.config import Scheme
 from coordcheck.initialize import Rule, initialize
 from coordcheck.models.layers import materialize
 from coordcheck.models.post_ln import PostLN
 from coordcheck.parametrization import infshapes, roles, shapes
 from coordcheck.report import markdown_table
-from coordcheck.schemes import Scheme, post_ln_rules
+from coordcheck.schemes import post_ln_rules
 from coordcheck.set_prediction import Scenes, found, make_scenes, set_loss
 
 SEEDS = range(3)

@@ -1,34 +1,18 @@
 """A cell: one model family with its optimizer and data, ready to be built at any width and seed.
 
-:class:`ConfiguredCell` comes from a configuration, :class:`OwnCell` from a user's functions; the sweep sees
-no difference. A control is a cell too, with a fault that a check must see: :meth:`ConfiguredCell.in_sp`,
-:class:`FasterWithWidth`, :class:`LargerWithWidth`.
+:class:`OwnCell` comes from a user's functions, those of :mod:`coordcheck.families` from a configuration; the sweep
+sees no difference. A control is a cell too, with a fault that a check must see: the twin in standard
+parametrization, :class:`FasterWithWidth`, :class:`LargerWithWidth`.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
-import mup
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from coordcheck.config import (
-    NO_NUMBERS,
-    CheckConfig,
-    Embedding,
-    Parametrization,
-    ParametrizationConfig,
-    head_count,
-)
-from coordcheck.data import load_corpus
-from coordcheck.initialize import initialize, rules
-from coordcheck.models import GPT
-from coordcheck.models.layers import materialize
-from coordcheck.optim import make_optimizer
 from coordcheck.parametrization import infshapes, roles, shapes
 from coordcheck.train import default_loss, to_device
 
@@ -63,108 +47,6 @@ class Cell(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar to minimize."""
-
-
-class ConfiguredCell(Cell):
-    """A cell of this project's own models.
-
-    Args:
-        config: Validated.
-    """
-
-    def __init__(self, config: CheckConfig):
-        self.config = config
-        self.corpus = load_corpus(config.data)
-
-    @cached_property
-    def columns(self) -> dict[str, str]:  # type: ignore[override]
-        """Labels that say all that makes the cell."""
-        c = self.config
-        heads = f"head_size={c.model.head_size}" if c.model.heads is None else f"heads={c.model.heads}"
-        readout = "" if c.readout.std is None else f" std={c.readout.std:g}"
-        return {
-            "model": f"{c.model.name} depth={c.model.depth} {heads}",
-            "parametrization": f"{c.parametrization.name}",
-            "embedding": f"{c.embedding.name}",
-            "readout": f"{c.readout.name}{readout}",
-            "optimizer": f"{c.optimizer.name} lr={c.optimizer.lr:g}",
-        }
-
-    @property
-    def determinants(self) -> dict[str, Any]:  # type: ignore[override]
-        """Values of the configuration that bear on numbers, and the text."""
-        values = dataclasses.asdict(self.config)
-        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
-        return {**numbers, "corpus": self.corpus.sha256}
-
-    @cached_property
-    def _base_infshapes(self) -> dict[str, Any]:
-        """Mup's base shapes, from a base and a delta model without memory."""
-        base, delta = (self.structure(factor * self.config.base_width) for factor in (1, 2))
-        result: dict[str, Any] = mup.make_base_shapes(base, delta)
-        return result
-
-    @cached_property
-    def roles(self) -> dict[str, str]:  # type: ignore[override]
-        """Role of each parameter, by name."""
-        narrow, wide = (self.structure(factor * self.config.base_width) for factor in (1, 2))
-        return roles(narrow, infshapes(shapes(narrow), shapes(wide)))
-
-    @property
-    def _in_mup(self) -> bool:
-        return self.config.parametrization.name == Parametrization.mup
-
-    def attention_scale(self, width: int) -> float:
-        """What q·k is multiplied by: K^-1/2 in SP; in muP proportional to 1/K and equal to SP at base width."""
-        head_size = width // head_count(self.config.model, width)
-        base = self.config.base_width // head_count(self.config.model, self.config.base_width)
-        return float(base**0.5 / head_size if self._in_mup else head_size**-0.5)
-
-    def structure(self, width: int) -> nn.Module:
-        """The model without memory, on ``meta``."""
-        c = self.config
-        with META:
-            return GPT(
-                width,
-                head_count(c.model, width),
-                self.attention_scale(width),
-                depth=c.model.depth,
-                vocab_size=c.data.vocab_size,
-                context=c.data.context,
-                bias=c.model.bias,
-                positions=c.model.positions,
-                tied=c.embedding.name != Embedding.untied,
-                mup_multiplier=c.readout.multiplier if self._in_mup else None,
-            )
-
-    def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
-        """A model on `device`, every parameter written once."""
-        model = materialize(self.structure(width), device)
-        initialize(model, self.roles, rules(self.config), torch.Generator(device).manual_seed(seed))
-        if self._in_mup:
-            # Our table writes muP's values, so mup has nothing to rescale, as it would for torch's own fan-in init.
-            # `tied_rescaled` lets it, as the released package does: the shared weight is then multiplied by
-            # sqrt(width_mult), and with it the embedding (https://github.com/microsoft/mup/issues/55).
-            rescale = self.config.embedding.name == Embedding.tied_rescaled
-            mup.set_base_shapes(model, self._base_infshapes, rescale_params=rescale)
-        return model
-
-    def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
-        """An optimizer of its parameters."""
-        return make_optimizer(model, self.config.optimizer, self.config.parametrization.name)
-
-    def batch(self, seed: int, device: torch.device) -> Any:
-        """Inputs and targets, (B, L) each."""
-        return to_device(self.corpus.batch(seed, self.config.data.batch, self.config.data.context), device)
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean cross entropy."""
-        return default_loss(model, batch)
-
-    def in_sp(self) -> "ConfiguredCell":
-        """The twin in standard parametrization, at the same learning rate."""
-        sp = ParametrizationConfig(Parametrization.sp)
-        return ConfiguredCell(dataclasses.replace(self.config, parametrization=sp))
 
 
 class OwnCell(Cell):

@@ -130,13 +130,14 @@ def check_config(config: CheckConfig) -> CoordCheck:
     """
     import torch
 
-    from coordcheck.cell import Cell, ConfiguredCell, LargerWithWidth
+    from coordcheck.cell import Cell, LargerWithWidth
+    from coordcheck.families import make_cell
     from coordcheck.sweep import default_workers
     from coordcheck.train import RunPlan, pick_device
 
     device = pick_device(config.device)
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
-    cell = ConfiguredCell(config)
+    cell = make_cell(config)
     twin: Cell | None = None
     name = "none"
     if config.control and config.gate.expect == Parametrization.sp:
@@ -157,10 +158,10 @@ def check_config(config: CheckConfig) -> CoordCheck:
             seeds_of(config),
             store=lambda cell: _store(cell, config, str(device)),
             workers=config.workers or default_workers(device),
-            readout=config.readout.name,
+            readout=cell.readout,
             audit=config.audit,
             config=dataclasses.asdict(config),
-            corpus_sha256=cell.corpus.sha256,
+            corpus_sha256=cell.corpus_sha256,
         )
     finally:
         torch.set_num_threads(threads)

@@ -163,10 +163,11 @@ def _audit(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
     from coordcheck.audit_result import PICTURE, TABLE, TEXT
     from coordcheck.auditing import audit_cell
-    from coordcheck.cell import ConfiguredCell
+    from coordcheck.families import make_cell
     from coordcheck.report import exit_code, make_console, print_audit
 
-    result = audit_cell(ConfiguredCell(config), config.widths, config.gate, config.readout.name)
+    cell = make_cell(config)
+    result = audit_cell(cell, config.widths, config.gate, cell.readout)
     directory: Path = arguments.output or Path("checks") / file_name(config.name)
     result.save(directory)
     console = make_console()

@@ -52,12 +52,47 @@ class Embedding(StrEnum):
     tied_rescaled = "tied_rescaled"
 
 
-class Init(StrEnum):
+class Readout(StrEnum):
     """How the readout is initialized."""
 
     zero = "zero"
     constant = "constant"
     fan_in = "fan_in"
+    own = "own"
+
+
+class Norm(StrEnum):
+    """What normalizes."""
+
+    layer = "layer"
+    rms = "rms"
+
+
+class FeedForward(StrEnum):
+    """Nonlinearity and structure of a feed-forward layer."""
+
+    relu = "relu"
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"
+    geglu = "geglu"
+    swiglu = "swiglu"
+
+
+class Init(StrEnum):
+    """How hidden weights are initialized."""
+
+    fan_in = "fan_in"
+    gpt2 = "gpt2"
+
+
+class Scheme(StrEnum):
+    """Who initializes the kernels of a post-LN transformer."""
+
+    lecun_normal = "lecun_normal"
+    xavier_separate = "xavier_separate"
+    xavier_packed = "xavier_packed"
+    torch_layers = "torch_layers"
+    t_fixup = "t_fixup"
 
 
 class Optimizer(StrEnum):
@@ -75,6 +110,7 @@ class Source(StrEnum):
     file = "file"
     tokens = "tokens"
     zipf = "zipf"
+    scenes = "scenes"
 
 
 class Precision(StrEnum):
@@ -86,14 +122,58 @@ class Precision(StrEnum):
 
 @dataclass
 class ModelConfig:
-    """A transformer, all but its width."""
+    """A transformer, all but its width: what every family has."""
 
     name: str
-    depth: int
     head_size: int | None
     heads: int | None
+
+
+@dataclass
+class GPTConfig(ModelConfig):
+    """A decoder of this project, see :class:`coordcheck.models.GPT`."""
+
+    depth: int
     bias: bool
     positions: Positions
+    norm: Norm
+    feed_forward: FeedForward
+    queries_per_key: int
+    qk_norm: bool
+    init: Init
+
+
+@dataclass
+class T5Config(ModelConfig):
+    """An encoder-decoder of this project, see :class:`coordcheck.models.T5`."""
+
+    encoder_depth: int
+    decoder_depth: int
+    feed_forward: FeedForward
+
+
+@dataclass
+class PostLNConfig(ModelConfig):
+    """The post-LN encoder-decoder of DETR, see :class:`coordcheck.models.PostLN`."""
+
+    encoder_depth: int
+    decoder_depth: int
+    feed_forward_ratio: int
+    queries: int
+    eps: float
+    init: Scheme
+
+
+@dataclass
+class HFConfig(ModelConfig):
+    """A model of Hugging Face transformers, see :mod:`coordcheck.models.hf`."""
+
+    config: str
+    depth: int
+    overrides: dict[str, Any]
+
+
+MODELS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "t5": T5Config, "post_ln": PostLNConfig, "hf": HFConfig}
 
 
 @dataclass
@@ -116,7 +196,7 @@ class EmbeddingConfig:
 class ReadoutConfig:
     """The layer from width to vocabulary."""
 
-    name: Init
+    name: Readout
     std: float | None
     multiplier: float
 
@@ -131,6 +211,7 @@ class OptimizerConfig:
     eps: float
     momentum: float
     weight_decay: float
+    decay_embedding: bool
 
 
 @dataclass
@@ -168,7 +249,7 @@ class CheckConfig:
     """One check of one cell."""
 
     name: str
-    model: ModelConfig
+    model: Any  # a ModelConfig, of the class that MODELS has for its name
     parametrization: ParametrizationConfig
     embedding: EmbeddingConfig
     readout: ReadoutConfig
@@ -240,8 +321,27 @@ def from_hydra(merged: DictConfig) -> CheckConfig:
     """
     config = OmegaConf.to_object(merged)
     assert isinstance(config, CheckConfig)
+    config.model = model_from(config.model)
     validate(config)
     return config
+
+
+def model_from(values: Mapping[str, Any]) -> ModelConfig:
+    """A model from plain values, of the class that belongs to its name.
+
+    Raises:
+        ValueError: if the name is unknown, a key is unknown or missing, or a value has the wrong type.
+    """
+    if values.get("name") not in MODELS:
+        name = values.get("name")
+        raise ValueError(f"`model.name` is one of {list(MODELS)}; got {name!r}. For example model=gpt.")
+    schema = OmegaConf.create({"model": OmegaConf.structured(MODELS[values["name"]])})
+    try:
+        model = OmegaConf.to_object(OmegaConf.merge(schema, {"model": values}).model)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"`model` does not fit its schema: {error}") from error
+    assert isinstance(model, ModelConfig)
+    return model
 
 
 def flatten(config: Mapping[str, Any], without: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
@@ -263,8 +363,18 @@ def flatten(config: Mapping[str, Any], without: Set[str] = frozenset(), prefix: 
 
 def default_gate() -> GateConfig:
     """The gate of ``configs/gate/default.yaml``."""
-    text = files("coordcheck.configs").joinpath("gate/default.yaml").read_text()
-    return gate_from(OmegaConf.to_container(OmegaConf.create(text)))
+    return gate_from(_group("gate/default.yaml"))
+
+
+def default_model(name: str) -> dict[str, Any]:
+    """The values of ``configs/model/NAME.yaml``."""
+    values: dict[str, Any] = _group(f"model/{name}.yaml")
+    return values
+
+
+def _group(path: str) -> Any:
+    text = files("coordcheck.configs").joinpath(path).read_text()
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def gate_from(values: Any) -> GateConfig:
@@ -385,13 +495,11 @@ def validate(config: CheckConfig) -> None:
     check_axes(config.widths, seeds_of(config), config.steps, config.kinds)
     if config.first_seed < 0:
         raise ValueError(f"`first_seed` is zero or more; got {config.first_seed}. For example first_seed=100.")
-    if config.model.name != "gpt":
-        raise ValueError(f"`model.name` is one of ['gpt']; got {config.model.name!r}. For example model=gpt.")
     for width in (*config.widths, config.base_width):
         head_count(config.model, width)
     positive = {
         "base_width": config.base_width,
-        "model.depth": config.model.depth,
+        **{f"model.{name}": value for name, value in vars(config.model).items() if type(value) is int},
         "data.batch": config.data.batch,
         "data.context": config.data.context,
         "data.vocab_size": config.data.vocab_size,
@@ -418,7 +526,38 @@ def validate(config: CheckConfig) -> None:
             f"`optimizer.betas` are two numbers from 0 to below 1; got {betas}. For example optimizer.betas=[0.9,0.95]."
         )
     check_gate(config.gate)
+    check_family(config)
     check_tied_zero(config)
+
+
+def check_family(config: CheckConfig) -> None:
+    """Checks that a model gets no option that it has no use for.
+
+    Raises:
+        ValueError: naming the option, who decides instead, and a working example.
+    """
+    library = {"hf": "transformers initializes", "post_ln": "`model.init` initializes"}.get(config.model.name)
+    if (library is not None) != (config.readout.name == Readout.own):
+        reason = f"{library} it" if library else "it is initialized here"
+        raise ValueError(
+            f"model={config.model.name} takes readout={'own' if library else 'zero, constant or fan_in'}, since "
+            f"{reason}; got readout={config.readout.name}. For example readout={'own' if library else 'zero'}."
+        )
+    if library is not None and config.parametrization.name != Parametrization.sp:
+        raise ValueError(
+            f"model={config.model.name} exists in standard parametrization alone, since {library} it; got "
+            f"parametrization={config.parametrization.name}. For example parametrization=sp gate.expect=sp."
+        )
+    if (config.model.name == "post_ln") != (config.data.name == Source.scenes):
+        raise ValueError(
+            f"model=post_ln learns scenes and every other model tokens; got model={config.model.name} "
+            f"data={config.data.name}. For example experiment=attention_qkv_init."
+        )
+    may_tie = {"gpt": [*Embedding], "t5": [*Embedding], "hf": [Embedding.untied, Embedding.tied]}
+    if config.embedding.name not in may_tie.get(config.model.name, [Embedding.untied]):
+        raise ValueError(
+            f"model={config.model.name} cannot have embedding={config.embedding.name}. For example embedding=untied."
+        )
 
 
 def check_tied_zero(config: CheckConfig) -> None:
@@ -427,12 +566,13 @@ def check_tied_zero(config: CheckConfig) -> None:
     Raises:
         ValueError: if there are no positions either, for then every activation and every gradient is zero.
     """
-    without_positions = config.model.positions == Positions.none or config.embedding.position_std == 0
+    positions = getattr(config.model, "positions", Positions.none)
+    without_positions = positions == Positions.none or config.embedding.position_std == 0
     tied = config.embedding.name != Embedding.untied
-    if tied and config.readout.name == Init.zero and without_positions:
+    if tied and config.readout.name == Readout.zero and without_positions:
         raise ValueError(
             f"embedding={config.embedding.name} readout=zero makes the shared embedding zero, so `model.positions` "
-            f"must be learned with a non-zero `embedding.position_std`; got positions={config.model.positions}, "
+            f"must be learned with a non-zero `embedding.position_std`; got positions={positions}, "
             f"position_std={config.embedding.position_std}. For example "
             f"model.positions=learned embedding.position_std=1."
         )

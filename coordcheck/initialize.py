@@ -1,5 +1,7 @@
 """Writes every parameter of a model exactly once, from a table of rules.
 
+The tables of this project's models stand beside the models, in :mod:`coordcheck.families`.
+
 A parameter that no rule matches would keep whatever memory held, and one that two rules match would be
 written twice (https://github.com/huggingface/transformers/issues/21431): both raise.
 """
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from coordcheck.config import CheckConfig, Embedding, Init
+# std of a standard normal distribution cut off at 2, by which jax divides so that the promised std is the real one
+TRUNCATED_STD = 0.87962566103423978
 
 
 @dataclass(frozen=True)
@@ -21,22 +24,29 @@ class Rule:
     Attributes:
         role: Role that a parameter must have.
         name: Regular expression that its name must contain.
-        std: Standard deviation of a centred normal distribution, as a function of the fan-in; 0 writes zeros.
+        std: Standard deviation of a centred distribution, as a function of the fan-in; 0 writes zeros.
         mean: Constant that is written instead, where given.
+        distribution: "normal", "uniform", or "truncated_normal" (cut off at two of its own std, which `std` is not).
     """
 
     role: str
     name: str
     std: "Std | None" = None
     mean: float = 0.0
+    distribution: str = "normal"
 
     def write(self, parameter: nn.Parameter, fan_in: int, generator: torch.Generator | None) -> None:
         """Fills `parameter` in place."""
         std = 0.0 if self.std is None else self.std.value(fan_in)
-        if std > 0:
-            parameter.normal_(self.mean, std, generator=generator)
-        else:
+        if std == 0:
             parameter.fill_(self.mean)
+        elif self.distribution == "uniform":
+            parameter.uniform_(-(3**0.5) * std, 3**0.5 * std, generator=generator)
+        elif self.distribution == "truncated_normal":
+            std /= TRUNCATED_STD
+            nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std, generator=generator)
+        else:
+            parameter.normal_(self.mean, std, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -49,28 +59,6 @@ class Std:
     def value(self, fan_in: int) -> float:
         """The number, for a fan-in."""
         return float(self.factor * fan_in**self.exponent)
-
-
-def rules(config: CheckConfig) -> list[Rule]:
-    """The table for the models of this project.
-
-    Tensor Programs V (arXiv 2203.03466), table 8, which the mup package follows: hidden weights fan_in^-1/2
-    in standard and in muP, input weights, and the readout under mup's 1/width_mult multiplier, a constant.
-    """
-    readout = {
-        Init.zero: Std(0.0),
-        Init.constant: Std(config.base_width**-0.5 if config.readout.std is None else config.readout.std),
-        Init.fan_in: Std(1.0 if config.readout.std is None else config.readout.std, -0.5),
-    }[config.readout.name]
-    tied = config.embedding.name != Embedding.untied
-    return [
-        Rule("input", r"^wte\.weight$", readout if tied else Std(config.embedding.std)),
-        Rule("input", r"^wpe\.weight$", Std(config.embedding.position_std)),
-        Rule("hidden", r"\.weight$", Std(1.0, -0.5)),
-        Rule("readout", r"\.weight$", readout),
-        Rule("vector", r"\.weight$", mean=1.0),
-        Rule("vector", r"\.bias$"),
-    ]
 
 
 def initialize(

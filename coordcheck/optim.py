@@ -12,8 +12,14 @@ from coordcheck.config import Optimizer, OptimizerConfig, Parametrization
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decays every parameter of two or more dimensions, as nanoGPT's ``configure_optimizers`` does today.
+def parameter_groups(model: nn.Module, weight_decay: float, decay_embedding: bool = True) -> list[dict[str, object]]:
+    """Decays every parameter of two or more dimensions, as nanoGPT's ``configure_optimizers`` does since May 2023.
+
+    Args:
+        model: Its parameters.
+        weight_decay: Of those that decay.
+        decay_embedding: False leaves embeddings out, also one whose weight is the readout's: so nanoGPT had it when
+            tying was merged in January 2023.
 
     Returns:
         Groups for any torch or mup optimizer; without weight decay a single one.
@@ -21,9 +27,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     parameters = list(model.parameters())
     if not weight_decay:
         return [{"params": parameters, "weight_decay": 0.0}]
+    kept = set() if decay_embedding else {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed = {p for p in parameters if p.dim() >= 2} - kept
     return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
 
 
@@ -41,7 +49,9 @@ def make_optimizer(
         config: Which optimizer, and its values at base width.
         parametrization: Whose learning rates.
     """
-    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
+    groups = [
+        group for group in parameter_groups(model, config.weight_decay, config.decay_embedding) if group["params"]
+    ]
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     if config.name == Optimizer.sgd:
         in_sgd = mup.MuSGD if parametrization == Parametrization.mup else torch.optim.SGD

@@ -6,66 +6,21 @@ feed-forward is the same in all schemes, so that nothing else can explain a diff
 heads as DETR has them, zero biases.
 """
 
-from dataclasses import dataclass
-from enum import Enum
-
-import torch
-from torch import nn
-
+from coordcheck.config import Scheme
 from coordcheck.initialize import Rule, Std
-
-# std of a standard normal distribution cut off at 2, by which jax divides so that the promised std is the real one
-TRUNCATED_STD = 0.87962566103423978
 
 PACKED = 3.0  # fan-out over fan-in of a matrix that holds q, k and v
 # nn.Linear's kaiming_uniform_(a=sqrt(5)) is uniform up to fan_in^-1/2
 TORCH_LINEAR = Std(3**-0.5, -0.5)
 
 
-class Scheme(Enum):
-    """Who initializes."""
-
-    lecun_normal = "lecun_normal"  # flax.linen's default
-    xavier_separate = "xavier_separate"  # flax.linen with kernel_init=xavier_uniform()
-    xavier_packed = "xavier_packed"  # torch.nn.Transformer, and so DETR: in_proj_weight is (3 D, D)
-    torch_layers = "torch_layers"  # torch.nn.TransformerEncoderLayer alone, without the Transformer's reset
-    t_fixup = "t_fixup"  # Huang et al. 2020, but the norms stay
-
-
-class Distribution(Enum):
-    """Shape of a centred distribution; its size is the rule's std."""
-
-    uniform = "uniform"
-    truncated_normal = "truncated_normal"
-
-
-@dataclass(frozen=True)
-class ShapedRule(Rule):
-    """A rule that draws from another distribution than the normal one.
-
-    Attributes:
-        distribution: Of the entries.
-    """
-
-    distribution: Distribution = Distribution.uniform
-
-    def write(self, parameter: nn.Parameter, fan_in: int, generator: torch.Generator | None) -> None:
-        """Fills `parameter` in place."""
-        assert self.std is not None
-        std = self.std.value(fan_in)
-        if self.distribution == Distribution.uniform:
-            bound = 3**0.5 * std
-            parameter.uniform_(-bound, bound, generator=generator)
-        else:
-            std /= TRUNCATED_STD
-            nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std, generator=generator)
-
-
 def kernel_factors(scheme: Scheme, feed_forward_ratio: float) -> dict[str, float]:
     """Std x sqrt(fan_in) of each kernel of a block, before :func:`depth_factor`.
 
     Args:
-        scheme: Who initializes.
+        scheme: "lecun_normal", flax.linen's default; "xavier_separate", flax.linen with xavier_uniform;
+            "xavier_packed", torch.nn.Transformer and so DETR, whose in_proj_weight is (3 D, D); "torch_layers",
+            torch's layers without the Transformer's reset; "t_fixup", Huang et al. 2020, but the norms stay.
         feed_forward_ratio: F / D.
 
     Returns:
@@ -126,9 +81,9 @@ def post_ln_rules(scheme: Scheme, *, feed_forward_ratio: float, encoder_depth: i
     Returns:
         Rules for :func:`coordcheck.initialize.initialize`.
     """
-    shape = Distribution.truncated_normal if scheme == Scheme.lecun_normal else Distribution.uniform
+    shape = "truncated_normal" if scheme == Scheme.lecun_normal else "uniform"
     kernels = [
-        ShapedRule(
+        Rule(
             "hidden",
             rf"^{part}\..*\.{kernel}\.weight$",
             Std(factor * depth_factor(scheme, part, kernel, depth), -0.5),
@@ -140,9 +95,9 @@ def post_ln_rules(scheme: Scheme, *, feed_forward_ratio: float, encoder_depth: i
     return [
         *kernels,
         Rule("input", r"^queries\.weight$", Std(1.0)),
-        ShapedRule("input", r"^input\.weight$", TORCH_LINEAR),
-        ShapedRule("hidden", r"^box_fc_\d\.weight$", TORCH_LINEAR),
-        ShapedRule("readout", r"_head\.weight$", TORCH_LINEAR),
+        Rule("input", r"^input\.weight$", TORCH_LINEAR, distribution="uniform"),
+        Rule("hidden", r"^box_fc_\d\.weight$", TORCH_LINEAR, distribution="uniform"),
+        Rule("readout", r"_head\.weight$", TORCH_LINEAR, distribution="uniform"),
         Rule("vector", r"\.weight$", mean=1.0),
         Rule("vector", r"\.bias$"),
         Rule("fixed", r"\.bias$"),  # of a readout, whose size is not the width

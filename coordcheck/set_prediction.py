@@ -34,6 +34,10 @@ class Scenes:
     classes: Tensor
     boxes: Tensor
 
+    def to(self, device: torch.device) -> "Scenes":
+        """The same scenes there."""
+        return Scenes(self.features.to(device), self.classes.to(device), self.boxes.to(device))
+
 
 def make_scenes(
     seed: int,

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from coordcheck.cell import ConfiguredCell
 from coordcheck.config import CheckConfig, default_gate, load
+from coordcheck.families import ConfiguredCell, make_cell
 from coordcheck.train import RunPlan
 
 TINY = ["model.depth=2", "data.batch=2", "data.context=16", "widths=[64,128,256]", "seeds=3"]
@@ -40,7 +40,7 @@ def tiny_config(*overrides: str) -> CheckConfig:
 
 
 def tiny_cell(*overrides: str) -> ConfiguredCell:
-    return ConfiguredCell(tiny_config(*overrides))
+    return make_cell(tiny_config(*overrides))
 
 
 def plan_of(config: CheckConfig) -> RunPlan:

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coordcheck.config import Scheme
 from coordcheck.initialize import initialize
 from coordcheck.models.layers import materialize
 from coordcheck.models.post_ln import PostLN, sine_positions
 from coordcheck.parametrization import infshapes, roles, shapes
-from coordcheck.schemes import Scheme, post_ln_rules
+from coordcheck.schemes import post_ln_rules
 from coordcheck.set_prediction import make_scenes, set_loss
 
 CPU = torch.device("cpu")

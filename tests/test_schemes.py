@@ -7,7 +7,8 @@ import torch
 from test_post_ln import build
 from torch import nn
 
-from coordcheck.schemes import Distribution, Scheme, ShapedRule, Std
+from coordcheck.config import Scheme
+from coordcheck.initialize import Rule, Std
 
 D = 256
 
@@ -75,7 +76,7 @@ def test_schemes_differ_in_nothing_else():
 
 
 def test_the_seed_decides():
-    rule = ShapedRule("hidden", "", Std(1.0), distribution=Distribution.truncated_normal)
+    rule = Rule("hidden", "", Std(1.0), distribution="truncated_normal")
     first, again = nn.Parameter(torch.empty(8, 8)), nn.Parameter(torch.empty(8, 8))
     with torch.no_grad():
         rule.write(first, 8, torch.Generator().manual_seed(0))

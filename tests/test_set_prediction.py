@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_post_ln import build
 
-from coordcheck.schemes import Scheme
+from coordcheck.config import Scheme
 from coordcheck.set_prediction import Scenes, found, make_scenes, match, set_loss
 
 
