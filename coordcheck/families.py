@@ -82,12 +82,9 @@ class ConfiguredCell(Cell):
     def describe_model(self) -> str:
         """Name, size, and what differs from the family's file in ``configs/model``."""
         values, usual = vars(self.config.model), default_model(self.config.model.name)
-        said = {
-            name: value
-            for name, value in values.items()
-            if value is not None and name != "name" and (name in SIZES or value != usual.get(name))
-        }
-        return " ".join([self.config.model.name, *(f"{name}={value}" for name, value in said.items())])
+        unusual = [name for name, value in values.items() if name not in ("name", *SIZES) and value != usual[name]]
+        sizes = [name for name in SIZES if values.get(name) is not None]
+        return " ".join([self.config.model.name, *(f"{name}={values[name]}" for name in (*sizes, *unusual))])
 
     @property
     def determinants(self) -> dict[str, Any]:  # type: ignore[override]
