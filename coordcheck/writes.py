@@ -91,11 +91,11 @@ class History:
     writes: list[Write] = field(default_factory=list)
     covered: Tensor | None = None
 
-    def unwritten(self, entries: int) -> int:
-        """How many of `entries` still hold whatever memory held."""
+    def unwritten(self, tensor: Tensor) -> int:
+        """How many entries of a tensor in this storage still hold whatever memory held."""
         if not self.known or self.full_writes:
             return 0
-        return entries if self.covered is None else int((~self.covered).sum())
+        return tensor.numel() if self.covered is None else int((~_entries_of(tensor, self.covered)).sum())
 
     @property
     def full_writes(self) -> list[Write]:
@@ -236,11 +236,16 @@ def _cover(history: History, tensor: Tensor) -> bool:
     if history.covered is None:
         entries = tensor.untyped_storage().nbytes() // tensor.element_size()
         history.covered = torch.zeros(entries, dtype=torch.bool)
-    history.covered.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+    _entries_of(tensor, history.covered)[...] = True
     if not bool(history.covered.all()):
         return False
     history.covered = None
     return True
+
+
+def _entries_of(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The entries of a tensor in a mask of its storage."""
+    return mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _write(frame: FrameType, effect: str) -> Write:

@@ -60,7 +60,7 @@ def test_a_padding_row_is_a_partial_write():
         embedding = nn.Embedding(10, 4, padding_idx=0)
     history = tracer.history(embedding.weight)
     assert [write.effect for write in history.writes] == ["full", "in part"]
-    assert history.unwritten(40) == 0
+    assert history.unwritten(embedding.weight) == 0
 
 
 def test_slices_that_cover_everything_are_one_write():
@@ -71,14 +71,14 @@ def test_slices_that_cover_everything_are_one_write():
             part.normal_()
     history = tracer.history(weight)
     assert [(write.effect, write.operations) for write in history.writes] == [("full", 3)]
-    assert history.unwritten(12) == 0
+    assert history.unwritten(weight) == 0
 
 
 def test_what_slices_leave_out_is_unwritten():
     with WriteTracer() as tracer:
         weight = nn.Parameter(torch.empty(6, 2))
         nn.init.normal_(weight.data[1:5:2])
-    assert tracer.history(weight).unwritten(12) == 8
+    assert tracer.history(weight).unwritten(weight) == 8
 
 
 @pytest.mark.parametrize("make", [torch.empty, torch.Tensor], ids=["empty", "legacy constructor"])
@@ -86,7 +86,7 @@ def test_nothing_wrote_it(make):
     with WriteTracer() as tracer:
         weight = nn.Parameter(make(3, 4))
     assert tracer.history(weight).writes == []
-    assert tracer.history(weight).unwritten(12) == 12
+    assert tracer.history(weight).unwritten(weight) == 12
 
 
 @pytest.mark.parametrize(
@@ -106,23 +106,23 @@ def test_memory_from_elsewhere_counts_as_written():
     with WriteTracer() as tracer:
         weight = nn.Parameter(before)
         other = nn.Parameter(torch.from_numpy(np.ones(3)))
-    assert tracer.history(weight).unwritten(3) == 0
-    assert tracer.history(other).unwritten(3) == 0
+    assert tracer.history(weight).unwritten(weight) == 0
+    assert tracer.history(other).unwritten(other) == 0
 
 
 def test_meta_then_to_empty_is_unwritten_until_it_is_written():
     with WriteTracer() as tracer:
         layer = nn.Linear(4, 8, device="meta").to_empty(device="cpu")
         nn.init.ones_(layer.weight)
-    assert tracer.history(layer.weight).unwritten(32) == 0
+    assert tracer.history(layer.weight).unwritten(layer.weight) == 0
     assert len(tracer.history(layer.weight).writes) == 1
-    assert tracer.history(layer.bias).unwritten(8) == 8
+    assert tracer.history(layer.bias).unwritten(layer.bias) == 8
 
 
 def test_materialize_leaves_everything_to_be_written():
     with WriteTracer() as tracer:
         layer = materialize(nn.Linear(4, 8, device="meta"), torch.device("cpu"))
-    assert tracer.history(layer.weight).unwritten(32) == 32
+    assert tracer.history(layer.weight).unwritten(layer.weight) == 32
 
 
 def test_copies_go_on_from_their_source():
@@ -163,6 +163,15 @@ def test_a_module_that_writes_its_own_parameter_does_so_by_default():
         own = Own()
     (write,) = tracer.history(own.weight).writes
     assert write.by_default({own}) and not write.by_default({nn.Identity()})
+
+
+def test_views_of_one_buffer_are_counted_apart():
+    with WriteTracer() as tracer:
+        buffer = torch.empty(2, 6)
+        written, forgotten = nn.Parameter(buffer[0]), nn.Parameter(buffer[1])
+        nn.init.normal_(written)
+    assert tracer.history(written).unwritten(written) == 0
+    assert tracer.history(forgotten).unwritten(forgotten) == 6
 
 
 def test_values_are_those_without_a_tracer():
