@@ -1,10 +1,12 @@
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from coordcheck.models import hf
 from coordcheck.models.layers import materialize
 from coordcheck.writes import WriteTracer
 
@@ -181,3 +183,65 @@ def test_values_are_those_without_a_tracer():
     with WriteTracer():
         traced = nn.Linear(4, 8)
     assert torch.equal(plain.weight, traced.weight)
+
+
+ONCE = [  # torch's own layer, then transformers' rule: invocations
+    ("OPT", "model.decoder.layers.0.fc1.weight", ["Linear.reset_parameters", "PreTrainedModel._init_weights"]),
+    ("OPT", "model.decoder.layers.0.fc1.bias", ["Linear.reset_parameters", "PreTrainedModel._init_weights"]),
+    ("OPT", "model.decoder.final_layer_norm.weight", ["LayerNorm.reset_parameters", "PreTrainedModel._init_weights"]),
+    (
+        "OPT",
+        "model.decoder.embed_tokens.weight",
+        ["Embedding.reset_parameters", "Embedding._fill_padding_idx_with_zero", "PreTrainedModel._init_weights"],
+    ),
+    # scaled again by the number of layers, after the rule for every Conv1D
+    ("GPT2", "transformer.h.0.mlp.c_fc.weight", ["Conv1D.__init__", "GPT2PreTrainedModel._init_weights"]),
+    (
+        "GPT2",
+        "transformer.h.0.mlp.c_proj.weight",
+        ["Conv1D.__init__", *["GPT2PreTrainedModel._init_weights"] * 2],
+    ),
+    # T5's own rule begins with that of all models
+    (
+        "T5",
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        ["Linear.reset_parameters", "PreTrainedModel._init_weights", "T5PreTrainedModel._init_weights"],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Models of transformers by name, and who wrote them."""
+    transformers = pytest.importorskip("transformers", reason="needs pip install coordcheck[hf]")
+    built = {}
+    for name, model_type, cls in (
+        ("OPT", "opt", "OPTForCausalLM"),
+        ("GPT2", "gpt2", "GPT2LMHeadModel"),
+        ("T5", "t5", "T5ForConditionalGeneration"),
+    ):
+        config = hf.scaled_config(model_type, 64, 4, depth=2, vocab_size=96, context=16)
+        with WriteTracer() as tracer:
+            model = getattr(transformers, cls)(config)
+        built[name] = model, tracer
+    return built
+
+
+@pytest.mark.parametrize(("name", "parameter", "rules"), ONCE)
+def test_who_writes_a_model_of_transformers(traced, name, parameter, rules):
+    """huggingface/transformers#21431: since 4.27 every rule runs once."""
+    model, tracer = traced[name]
+    writes = tracer.history(model.get_parameter(parameter)).writes
+    assert [write.code.co_qualname for write in writes] == rules
+    if "embed_tokens" in parameter:  # a normal distribution and then a row of zeros, twice
+        assert [(write.effect, write.operations) for write in writes] == [("full", 1), ("in part", 1), ("full", 2)]
+    else:
+        assert all(write.operations == 1 for write in writes)
+
+
+def test_a_rule_is_named_by_its_function_file_and_line(traced):
+    model, tracer = traced["T5"]
+    *_, last = tracer.history(model.encoder.block[0].layer[0].SelfAttention.q.weight).writes
+    lines, first = inspect.getsourcelines(type(model)._init_weights)
+    (line,) = (number for number, text in enumerate(lines, first) if "module.q.weight" in text)
+    assert last.rule == f"T5PreTrainedModel._init_weights modeling_t5.py:{line}"
