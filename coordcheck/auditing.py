@@ -7,6 +7,7 @@ fits exponents. What they should be is said by :mod:`coordcheck.theory`, what fo
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from coordcheck.cell import Cell
 from coordcheck.config import ROOT, GateConfig, Parametrization, check_axes, default_gate, member
 from coordcheck.optim import check_optimizer, update_rules
 from coordcheck.parametrization import fans, infshapes, owner, roles, shapes
-from coordcheck.writes import FULL, History, Write, WriteTracer
+from coordcheck.writes import FULL, History, Write, WriteTracer, root_mean_square
 
 Array = NDArray[np.float64]
 Build = Callable[[int], nn.Module]
@@ -92,8 +93,14 @@ def _judged(
     build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None, gate: GateConfig, readout: str | None
 ) -> Audit:
     ascending = sorted(widths)
-    with torch.random.fork_rng(devices=[]):
-        measured = measure(build, ascending, optimizer)
+    threads = torch.get_num_threads()
+    # on a machine that does other things, threads wait for each other longer than these short operations take
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            measured = measure(build, ascending, optimizer)
+    finally:
+        torch.set_num_threads(threads)
     return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, readout)
 
 
@@ -165,18 +172,17 @@ def _facts(model: nn.Module, tracer: WriteTracer, optimizer: MakeOptimizer | Non
         parameter = model.get_parameter(name)
         owners = [owner(model, other) for other in (name, *others)]
         rows[name] = {"tied_to": ", ".join(others), "module": name.rpartition(".")[0] or ROOT}
-        rows[name] |= _size(parameter, owners) | _writes(tracer.history(parameter), parameter, set(owners))
+        size = root_mean_square(parameter)
+        rows[name] |= _size(parameter, size, owners) | _writes(tracer.history(parameter), parameter, size, set(owners))
         # a frozen parameter, and one of a model audited without an optimizer, needs no group
         trained = optimizer is not None and parameter.requires_grad
         rows[name] |= _rates([group for of, group in held if of == memory]) if trained else dict.fromkeys(RATES, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _size(parameter: Tensor, owners: Sequence[nn.Module]) -> dict[str, object]:
+def _size(parameter: Tensor, size: float, owners: Sequence[nn.Module]) -> dict[str, object]:
     """What a parameter is and how large its entries are."""
     fan_in, fan_out = fans(owners[0], parameter.shape)
-    squares = _squares(parameter)
-    size = float(squares.mean(dtype=torch.float64)) ** 0.5
     in_mup = any(isinstance(module, mup.MuReadout) for module in owners)
     return {
         "shape": " x ".join(map(str, parameter.shape)),
@@ -184,24 +190,24 @@ def _size(parameter: Tensor, owners: Sequence[nn.Module]) -> dict[str, object]:
         "fan_in": fan_in,
         "fan_out": fan_out,
         "init_std": size,
-        # of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it
-        "error": float(squares.std(correction=0)) / max(2 * np.log(2) * size**2 * squares.numel() ** 0.5, 1e-30),
+        "error": _error(parameter, size),
         "std_fan_in": size * fan_in**0.5,
         "multiplier_exponent": -1.0 if in_mup else np.nan,
     }
 
 
-def _squares(parameter: Tensor) -> Tensor:
-    """Of a parameter's entries; a NaN where it has none, or whole numbers, which nobody draws from a distribution."""
-    if not parameter.numel() or not (parameter.is_floating_point() or parameter.is_complex()):
-        return torch.full((1,), torch.nan)
+def _error(parameter: Tensor, size: float) -> float:
+    """Of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it."""
+    if not size > 0:
+        return 0.0
     real = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
-    return real.float().square()
+    relative = float((real.float() / size).square().std(correction=0))
+    return relative / (2 * math.log(2) * math.sqrt(parameter.numel()))
 
 
-def _writes(history: History, parameter: Tensor, owners: set[nn.Module]) -> dict[str, object]:
+def _writes(history: History, parameter: Tensor, size: float, owners: set[nn.Module]) -> dict[str, object]:
     """Who wrote a parameter, each rule with the size it left."""
-    sizes = [*(write.size for write in history.writes[:-1]), float(_squares(parameter).mean()) ** 0.5]
+    sizes = [*(write.size for write in history.writes[:-1]), size]
     said = [
         f"{write.rule} ({'' if write.effect == FULL else f'{write.effect}, '}std {size:.3g})"
         for write, size in zip(history.writes, sizes, strict=False)

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coordcheck.record import sums
-
 TORCH = str(Path(torch.__file__).parent)
 TORCH_MODULES = str(Path(nn.modules.__file__).parent)
 OVERWRITING = frozenset(
@@ -148,7 +146,7 @@ class WriteTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         another = _ordering_frame().f_code is not history.writes[-1].code
         if another or (func._schema.name in OVERWRITING and _is_whole(tensor)):
-            history.writes[-1].size = _size(_whole(tensor))
+            history.writes[-1].size = root_mean_square(_whole(tensor))
 
     def _note(self, func: Any, tensor: Tensor) -> None:
         """Adds an in-place operation to the history of a tensor's storage."""
@@ -224,11 +222,12 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((entries,), (1,), 0)
 
 
-def _size(tensor: Tensor) -> float:
-    """Root mean square."""
-    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+def root_mean_square(tensor: Tensor) -> float:
+    """Of the entries, in one pass; NaN where there are none, or whole numbers, which are no draw of a distribution."""
+    if tensor.is_meta or not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return math.nan
-    return math.sqrt(float(sums(tensor)[1]) / tensor.numel())
+    real = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    return float(torch.linalg.vector_norm(real, dtype=torch.float64)) / math.sqrt(tensor.numel())
 
 
 def _cover(history: History, tensor: Tensor) -> bool:
