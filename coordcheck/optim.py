@@ -96,10 +96,10 @@ def update_rules(optimizer: torch.optim.Optimizer) -> list[str | None]:
         size = 0.5 + torch.rand(p.shape, generator=generator)
         p.grad = (size * torch.randint(0, 2, p.shape, generator=generator).mul(2).sub(1)).to(p)
     try:
-        steps = [_steps(optimizer, moved, weight) for weight in (*[1.0] * WARMUP, 100.0)]
+        *_, light, heavy = [_steps(optimizer, moved, weight) for weight in (*[1.0] * WARMUP, 100.0)]
+        return [_update_rule(*of_group) for of_group in zip(moved, light, heavy, strict=True)]
     except Exception:  # of somebody else's optimizer, which may want a closure, sparse gradients, another device
         return [None] * len(moved)
-    return [_update_rule(*of_group) for of_group in zip(moved, *steps[-2:], strict=True)]
 
 
 def _steps(optimizer: torch.optim.Optimizer, moved: list[list[nn.Parameter]], weight: float) -> list[list[Tensor]]:

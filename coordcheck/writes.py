@@ -3,7 +3,8 @@
 A dispatch mode sees each operation below whatever spelled it: ``torch.nn.init``, ``.data``, slices, ``copy_``,
 a library's own wrappers, ``meta`` then ``to_empty``. Writes are kept by storage and put down to the function that
 ordered them, so that tied parameters have one history and an initialization that runs three times shows as
-three writes of one rule (https://github.com/huggingface/transformers/issues/21431).
+three writes of one rule (https://github.com/huggingface/transformers/issues/21431). What does not go through torch's
+dispatcher in this thread, such as a write by NumPy to memory that it shares, is not seen.
 """
 
 import math
@@ -227,6 +228,8 @@ def root_mean_square(tensor: Tensor) -> float:
     if tensor.is_meta or not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return math.nan
     real = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    if real.element_size() == 1:  # torch converts float8 only when asked
+        real = real.float()
     return float(torch.linalg.vector_norm(real, dtype=torch.float64)) / math.sqrt(tensor.numel())
 
 

@@ -392,6 +392,14 @@ def test_bad_input_is_named(arguments, message):
         audit(**{"build": build, **arguments})
 
 
+def test_threads_are_as_before_also_after_an_error():
+    torch.set_num_threads(2)
+    audit(build, WIDTHS)
+    with pytest.raises(ValueError, match="no parameter's shape changes"):
+        audit(lambda width: nn.Linear(4, 4), WIDTHS)
+    assert torch.get_num_threads() == 2
+
+
 def test_the_global_generator_is_left_alone():
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -435,8 +443,9 @@ class Odd(nn.Module):
         lambda d: nn.Parameter(torch.randn(d, d).div(d**0.5).bfloat16()),
         lambda d: nn.Parameter(torch.randint(-5, 5, (d, d), dtype=torch.int8), requires_grad=False),
         lambda d: nn.Parameter(torch.zeros(1, d).expand(4, d), requires_grad=False),
+        lambda d: nn.Parameter(torch.zeros(d, d).to(torch.float8_e4m3fn), requires_grad=False),
     ],
-    ids=["empty", "scalar", "complex", "double", "bfloat16", "whole numbers", "expanded"],
+    ids=["empty", "scalar", "complex", "double", "bfloat16", "whole numbers", "expanded", "float8"],
 )
 def test_unusual_parameters_are_audited_like_others(odd):
     report = audit(lambda width: Odd(width, odd(width)), WIDTHS, lambda m: torch.optim.Adam(m.parameters()), "sp")
