@@ -194,7 +194,7 @@ ONCE = [  # torch's own layer, then transformers' rule: invocations
         "model.decoder.embed_tokens.weight",
         ["Embedding.reset_parameters", "Embedding._fill_padding_idx_with_zero", "PreTrainedModel._init_weights"],
     ),
-    # scaled again by the number of layers, after the rule for every Conv1D
+    # drawn again with a std that depends on the number of layers, after the rule for every Conv1D
     ("GPT2", "transformer.h.0.mlp.c_fc.weight", ["Conv1D.__init__", "GPT2PreTrainedModel._init_weights"]),
     (
         "GPT2",
