@@ -200,8 +200,10 @@ def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in an argument or a result, but for sparse ones, which have no storage."""
     if isinstance(value, Tensor):
-        yield value
+        if value.layout == torch.strided:
+            yield value
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)

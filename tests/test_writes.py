@@ -4,7 +4,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coordcheck.models import hf
 from coordcheck.models.layers import materialize
@@ -165,6 +165,15 @@ def test_a_module_that_writes_its_own_parameter_does_so_by_default():
         own = Own()
     (write,) = tracer.history(own.weight).writes
     assert write.by_default({own}) and not write.by_default({nn.Identity()})
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_sparse_tensors_are_let_pass(convert):
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8)
+        layer.register_buffer("mask", convert(torch.eye(4)))
+    assert len(tracer.history(layer.weight).writes) == 1
 
 
 def test_views_of_one_buffer_are_counted_apart():
