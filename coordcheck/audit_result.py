@@ -148,17 +148,9 @@ Row = Mapping[str, Any]
 COLUMNS = [
     *("parameter", "role", "tied_to", "writes", "rules", "init_std", "std_exponent", "expected_std_exponent"),
     *("lr_exponent", "expected_lr_exponent", "decay_exponent", "verdict"),
-    *("effective_decay_exponent", "eps_exponent", "std_low", "std_high", "fan_in", "fan_out", "std_fan_in"),
-    *(
-        "update",
-        "multiplier_exponent",
-        "assumed_multiplier_exponent",
-        "forms",
-        "operations",
-        "unwritten",
-        "entries",
-        "repeats",
-    ),
+    # beyond those of the public contract
+    *("effective_decay_exponent", "eps_exponent", "std_low", "std_high", "fan_in", "fan_out", "std_fan_in", "update"),
+    *("multiplier_exponent", "assumed_multiplier_exponent", "forms", "operations", "unwritten", "entries", "repeats"),
     *("conflict", "groups", "shape", "module"),
 ]
 
@@ -196,7 +188,14 @@ def _std_is_off(row: Row, form: Form, tolerance: float) -> bool:
 
 
 def _findings(row: Row, tolerance: float) -> Iterator[Finding]:
-    """Everything there is to say of a parameter, worst first."""
+    """Everything there is to say of a parameter."""
+    yield from _writing_findings(row)
+    yield from _grouping_findings(row)
+    yield from _scaling_findings(row, tolerance)
+    yield from _decay_findings(row, tolerance)
+
+
+def _writing_findings(row: Row) -> Iterator[Finding]:
     if row["unwritten"] > 0:
         yield _finding(
             row,
@@ -205,6 +204,19 @@ def _findings(row: Row, tolerance: float) -> Iterator[Finding]:
             cause=f"nothing wrote {row['unwritten']} of its {row['entries']} entries; they hold whatever memory held.",
             advice="Initialize it, or take it out of the model.",
         )
+    if row["repeats"] > 1:
+        *_, last = row["rules"].split(ARROW)
+        yield _finding(
+            row,
+            "conflict" if row["conflict"] else "repeated",
+            "writes",
+            cause=f"it was initialized {row['repeats']} times: {row['rules']}"
+            + (f"; the last, {last}, won." if row["conflict"] else "."),
+            advice="Let one rule write it once." if row["conflict"] else "Call the rule once.",
+        )
+
+
+def _grouping_findings(row: Row) -> Iterator[Finding]:
     if row["groups"] == 0:
         yield _finding(
             row,
@@ -218,9 +230,29 @@ def _findings(row: Row, tolerance: float) -> Iterator[Finding]:
             row,
             "regrouped",
             "learning_rate",
-            cause=f"it is in {row['groups']} parameter groups, so a step updates it as often.",
-            advice="Keep it in one.",
+            cause=f"parameter groups hold it {row['groups']:.0f} times, so a step updates it as often.",
+            advice="Keep it in one group, once.",
         )
+    if row["groups"] > 0 and not row["update"]:
+        yield _finding(
+            row,
+            "unknown",
+            "learning_rate",
+            cause="a step of its optimizer is neither of one size nor proportional to the gradient alone, or could "
+            "not be tried, so how the learning rate should scale is not known.",
+            advice="Look up the rule of this optimizer; a coordinate check judges it all the same.",
+        )
+    elif row["groups"] > 0 and np.isnan(row["lr_exponent"]):
+        yield _finding(
+            row,
+            "unknown",
+            "learning_rate",
+            cause="its learning rate is zero, so how it scales cannot be seen.",
+            advice="Audit the optimizer without a schedule that starts at zero.",
+        )
+
+
+def _scaling_findings(row: Row, tolerance: float) -> Iterator[Finding]:
     form = Form(row["expected_std_exponent"], row["expected_lr_exponent"], np.nan, "")
     optimizer = f" under an optimizer like {row['update'].capitalize()}" if row["update"] else ""
     weight = f"{row['role']} weight{' that is tied' if row['tied_to'] else ''}{optimizer}"
@@ -248,6 +280,9 @@ def _findings(row: Row, tolerance: float) -> Iterator[Finding]:
             cause=f"its learning rate scales like width^{row['lr_exponent']:+.2f}; expected {form.lr:+.2f} ({weight}).",
             advice=scaled if form.lr else "Give it the same learning rate at every width.",
         )
+
+
+def _decay_findings(row: Row, tolerance: float) -> Iterator[Finding]:
     if _off(row["effective_decay_exponent"], 0.0, tolerance):
         yield _finding(
             row,
@@ -269,24 +304,6 @@ def _findings(row: Row, tolerance: float) -> Iterator[Finding]:
             0.0,
             cause=f"its epsilon grows like width^{row['eps_exponent']:+.2f} while gradients shrink with width.",
             advice="Keep epsilon constant and small, or let it shrink like the gradient.",
-        )
-    if row["groups"] > 0 and row["update"] == "":
-        yield _finding(
-            row,
-            "unknown",
-            "learning_rate",
-            cause="its first step is neither of one size nor proportional to the gradient (or its learning rate is "
-            "zero), so how the learning rate should scale is not known.",
-            advice="Look up the rule of this optimizer; a coordinate check judges it all the same.",
-        )
-    if row["repeats"] > 1:
-        yield _finding(
-            row,
-            "conflict" if row["conflict"] else "repeated",
-            "writes",
-            cause=f"it was initialized {row['repeats']} times: {row['rules']}"
-            + (f"; the last, {row['rules'].split(ARROW)[-1]}, won." if row["conflict"] else "."),
-            advice="Let one rule write it once." if row["conflict"] else "Call the rule once.",
         )
 
 

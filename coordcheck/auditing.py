@@ -7,7 +7,9 @@ fits exponents. What they should be is said by :mod:`coordcheck.theory`, what fo
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import mup
@@ -20,14 +22,15 @@ from torch import Tensor, nn
 from coordcheck.audit_result import ARROW, Audit
 from coordcheck.cell import Cell
 from coordcheck.config import ROOT, GateConfig, Parametrization, check_axes, default_gate, member
-from coordcheck.optim import update_rules
-from coordcheck.parametrization import Shapes, fans, infshapes, roles
-from coordcheck.writes import FULL, History, WriteTracer
+from coordcheck.optim import check_optimizer, update_rules
+from coordcheck.parametrization import fans, infshapes, owner, roles, shapes
+from coordcheck.writes import FULL, History, Write, WriteTracer, root_mean_square
 
 Array = NDArray[np.float64]
 Build = Callable[[int], nn.Module]
 Z95 = 1.96
 EXACT = 1e-6
+RATES = ("groups", "lr", "decay", "eps")
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -90,8 +93,14 @@ def _judged(
     build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None, gate: GateConfig, readout: str | None
 ) -> Audit:
     ascending = sorted(widths)
-    with torch.random.fork_rng(devices=[]):
-        measured = measure(build, ascending, optimizer)
+    threads = torch.get_num_threads()
+    # on a machine that does other things, threads wait for each other longer than these short operations take
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            measured = measure(build, ascending, optimizer)
+    finally:
+        torch.set_num_threads(threads)
     return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, readout)
 
 
@@ -109,109 +118,133 @@ def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None
         sqrt(fan_in)); ``writes`` (full ones), ``operations``, ``rules``, ``unwritten`` (entries), ``repeats`` (full
         writes beyond what its module does by default) and whether they ``conflict``; ``std_exponent std_low
         std_high`` (with a 95% interval), ``lr_exponent decay_exponent effective_decay_exponent eps_exponent``, NaN
-        where there is none; ``groups`` (how many it is in), ``update`` ("adam", "sgd" or "", see
+        where there is none; ``groups`` (how often they hold it), ``update`` ("adam", "sgd" or "", see
         :func:`coordcheck.optim.update_rules`) and ``multiplier_exponent`` where mup's classes tell it.
+
+    Raises:
+        ValueError: if what is built cannot be compared over the widths, or the optimizer is none.
     """
-    at_width = [_facts(build, width, optimizer) for width in widths]
-    narrow = _built(build, widths[0])
-    updates = {} if optimizer is None else _update_of_each(narrow, optimizer(narrow))
-    role_of = roles(narrow, infshapes(*(_shapes(facts) for facts in (at_width[0], at_width[-1]))))
+    traced = [_built(build, width) for width in widths]
+    narrow, wide = traced[0][0], traced[-1][0]
+    for model, _ in traced[1:]:
+        grown = infshapes(shapes(narrow), shapes(model))
+    at_width = [_facts(model, tracer, optimizer) for model, tracer in traced]
     table = at_width[-1].drop(columns=["lr", "decay", "eps", "error"])
-    table["role"] = [role_of[name] for name in table.index]
-    table["update"] = [updates.get(name, "") for name in table.index]
+    table["role"] = pd.Series(roles(wide, grown))
     table = table.join(_exponents(widths, at_width))
+    update_of = {} if optimizer is None else _updates(narrow.double(), optimizer)
+    table["update"] = [update_of.get(name, "") for name in table.index]
     return table.rename_axis("parameter").reset_index()
 
 
-def _built(build: Build, width: int) -> nn.Module:
+def _built(build: Build, width: int) -> tuple[nn.Module, WriteTracer]:
+    """A model of one width, and who wrote it."""
     torch.manual_seed(0)
-    return build(width)
-
-
-def _facts(build: Build, width: int, optimizer: MakeOptimizer | None) -> pd.DataFrame:
-    """What a model of one width shows, a row for each of its parameters by name."""
     with WriteTracer() as tracer:
-        model = _built(build, width)
-    groups = [] if optimizer is None else optimizer(model).param_groups
-    owners = dict(model.named_modules(remove_duplicate=False))
-    names: dict[nn.Parameter, list[str]] = {}
+        model = build(width)
+    if without := [name for name in shapes(model) if model.get_parameter(name).is_meta]:
+        raise ValueError(
+            f"`build` must return a model that is in memory; these parameters are on the meta device: {without}. "
+            f"For example model.to_empty(device='cpu'), and then its initialization."
+        )
+    return model, tracer
+
+
+def _by_memory(model: nn.Module) -> dict[Hashable, list[str]]:
+    """The names of each parameter; tied ones share their memory, most of them by being one object."""
+    names: dict[Hashable, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
+        names.setdefault(_memory(parameter), []).append(name)
+    return names
+
+
+def _memory(parameter: Tensor) -> Hashable:
+    storage = parameter.untyped_storage()._cdata
+    return storage, parameter.storage_offset(), parameter.shape, parameter.stride()
+
+
+def _facts(model: nn.Module, tracer: WriteTracer, optimizer: MakeOptimizer | None) -> pd.DataFrame:
+    """What a model of one width shows, a row for each of its parameters by name."""
+    groups = [] if optimizer is None else check_optimizer(optimizer(model)).param_groups
+    held = [(_memory(p), group) for group in groups for p in group["params"]]
     rows: dict[str, dict[str, object]] = {}
-    for parameter, (name, *others) in names.items():
-        of = [owners[other.rpartition(".")[0]] for other in (name, *others)]
+    for memory, (name, *others) in _by_memory(model).items():
+        parameter = model.get_parameter(name)
+        owners = [owner(model, other) for other in (name, *others)]
         rows[name] = {"tied_to": ", ".join(others), "module": name.rpartition(".")[0] or ROOT}
-        rows[name] |= _size(parameter, of) | _writes(tracer.history(parameter), parameter, set(of))
-        rows[name] |= _rates(parameter, groups if parameter.requires_grad else [], optimizer is not None)
+        size = root_mean_square(parameter)
+        rows[name] |= _size(parameter, size, owners) | _writes(tracer.history(parameter), parameter, size, set(owners))
+        # a frozen parameter, and one of a model audited without an optimizer, needs no group
+        trained = optimizer is not None and parameter.requires_grad
+        rows[name] |= _rates([group for of, group in held if of == memory]) if trained else dict.fromkeys(RATES, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _size(parameter: Tensor, owners: Sequence[nn.Module]) -> dict[str, object]:
+def _size(parameter: Tensor, size: float, owners: Sequence[nn.Module]) -> dict[str, object]:
+    """What a parameter is and how large its entries are."""
     fan_in, fan_out = fans(owners[0], parameter.shape)
-    squares = parameter.detach().float().square()
-    size = float(squares.mean(dtype=torch.float64)) ** 0.5
-    in_mup = any(isinstance(owner, mup.MuReadout) for owner in owners)
+    in_mup = any(isinstance(module, mup.MuReadout) for module in owners)
     return {
         "shape": " x ".join(map(str, parameter.shape)),
         "entries": parameter.numel(),
         "fan_in": fan_in,
         "fan_out": fan_out,
         "init_std": size,
-        # of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it
-        "error": float(squares.std(correction=0)) / max(2 * np.log(2) * size**2 * parameter.numel() ** 0.5, 1e-30),
+        "error": _error(parameter, size),
         "std_fan_in": size * fan_in**0.5,
         "multiplier_exponent": -1.0 if in_mup else np.nan,
     }
 
 
-def _writes(history: History, parameter: Tensor, owners: set[nn.Module]) -> dict[str, object]:
+def _error(parameter: Tensor, size: float) -> float:
+    """Of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it."""
+    if not size > 0:
+        return 0.0
+    real = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
+    relative = float((real.float() / size).square().std(correction=0))
+    return relative / (2 * math.log(2) * math.sqrt(parameter.numel()))
+
+
+def _writes(history: History, parameter: Tensor, size: float, owners: set[nn.Module]) -> dict[str, object]:
     """Who wrote a parameter, each rule with the size it left."""
-    writes = history.writes
-    sizes = [*(write.size for write in writes[:-1]), float(parameter.detach().float().square().mean()) ** 0.5]
+    sizes = [*(write.size for write in history.writes[:-1]), size]
     said = [
         f"{write.rule} ({'' if write.effect == FULL else f'{write.effect}, '}std {size:.3g})"
-        for write, size in zip(writes, sizes, strict=False)
+        for write, size in zip(history.writes, sizes, strict=False)
     ]
-    chosen = list(itertools.dropwhile(lambda write: write.by_default(owners), history.full_writes))
+    again = _initializations(history.full_writes, owners)
     return {
         "writes": len(history.full_writes),
-        "operations": sum(write.operations for write in writes),
+        "operations": sum(write.operations for write in history.writes),
         "rules": ARROW.join(said),
-        "unwritten": history.unwritten(parameter.numel()),
-        "repeats": len(chosen),
-        "conflict": len({write.code for write in chosen}) > 1,
+        "unwritten": history.unwritten(parameter),
+        "repeats": len(again),
+        "conflict": len({write.code for write in again}) > 1,
     }
 
 
-def _rates(parameter: Tensor, groups: Sequence[Mapping[str, Any]], judged: bool) -> dict[str, object]:
-    """What the optimizer's groups say of a parameter."""
-    mine = [group for group in groups for p in group["params"] if p is parameter]
-    of = mine[0] if mine else {}
-    return {
-        # a frozen parameter, and one of a model audited without an optimizer, need no group
-        "groups": len(mine) if judged and parameter.requires_grad else np.nan,
-        "lr": float(of.get("lr", np.nan)),
-        "decay": float(of.get("weight_decay", np.nan)),
-        "eps": float(of.get("eps", np.nan)),
-    }
+def _initializations(writes: Sequence[Write], owners: set[nn.Module]) -> list[Write]:
+    """Those after what a module does by default when it is made; without any, what it does more than once."""
+    own = list(itertools.takewhile(lambda write: write.by_default(owners), writes))
+    times = Counter(write.rule for write in own)
+    return list(writes[len(own) :]) or [write for write in own if times[write.rule] > 1]
 
 
-def _update_of_each(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+def _rates(holding: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the parameter groups that hold a parameter say of it."""
+    first = holding[0] if holding else {}
+    said = [first.get(key) for key in ("lr", "weight_decay", "eps")]
+    # Adafactor has two epsilons
+    numbers = [float(x) if isinstance(x, float | int | Tensor) else np.nan for x in said]
+    return dict(zip(RATES, (len(holding), *numbers), strict=True))
+
+
+def _updates(model: nn.Module, optimizer: MakeOptimizer) -> dict[str, str]:
     """By name, how a parameter's step depends on its gradient."""
-    rules = update_rules(optimizer)
-    rule_of = {
-        id(p): rule or "" for group, rule in zip(optimizer.param_groups, rules, strict=True) for p in group["params"]
-    }
-    return {name: rule_of.get(id(parameter), "") for name, parameter in model.named_parameters()}
-
-
-def _shapes(facts: pd.DataFrame) -> Shapes:
-    """Shapes under every name, tied ones included."""
-    found: Shapes = {}
-    for name, row in facts.iterrows():
-        shape = torch.Size(int(size) for size in str(row["shape"]).split(" x ") if size)
-        found |= {other: shape for other in (str(name), *filter(None, row["tied_to"].split(", ")))}
-    return found
+    used = optimizer(model)
+    rules = zip(used.param_groups, update_rules(used), strict=True)
+    rule_of = {p: rule or "" for group, rule in rules for p in group["params"]}
+    return {name: rule_of.get(parameter, "") for name, parameter in model.named_parameters()}
 
 
 def _exponents(widths: Sequence[int], at_width: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,15 +1,19 @@
 """Parameter groups and the optimizer: mup's in muP, torch's own in standard parametrization.
 
-Also what an audit wants to know of anybody's optimizer: whether its steps depend on the size of the gradient.
+Also what an audit wants to know of anybody's optimizer: how its steps depend on the size of the gradient.
 """
+
+import itertools
 
 import mup
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coordcheck.config import Optimizer, OptimizerConfig, Parametrization
 
 FUSED_DEVICES = ("cpu", "cuda")
+WARMUP = 6  # steps, after which RAdam's no longer are SGD's
+SAME = 0.1  # largest relative spread of what counts as one number
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_embedding: bool = True) -> list[dict[str, object]]:
@@ -66,37 +70,66 @@ def make_optimizer(
     return adam
 
 
+def check_optimizer(optimizer: object) -> torch.optim.Optimizer:
+    """What a user's `optimizer` returned, if it is one.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"`optimizer` must return a torch.optim.Optimizer; got {type(optimizer).__name__}. "
+            f"For example optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)."
+        )
+    return optimizer
+
+
 def update_rules(optimizer: torch.optim.Optimizer) -> list[str | None]:
-    """How the first step of each parameter group depends on the gradient, found out by taking it.
+    """How a step of each parameter group depends on the gradient, found out by taking some.
 
     Whatever the optimizer's name is, its learning rates scale with width by this alone.
 
     Args:
-        optimizer: Used up: its parameters and state are changed.
+        optimizer: Used up: its groups, parameters and state are changed. In double precision, or steps are lost.
 
     Returns:
         For each group "adam" if all entries move by the same amount, whatever their gradients, "sgd" if they
-        move in proportion to them, None if neither, or if the group does not move.
+        move in proportion to them; None if neither, if the size of the weights matters, or if no step can be taken.
     """
     generator = torch.Generator().manual_seed(0)
     moved = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
-    for group, parameters in zip(optimizer.param_groups, moved, strict=True):
-        group["weight_decay"] = 0.0
-        for p in parameters:
-            # away from zero, where Adam's epsilon would count
-            size = 0.5 + torch.rand(p.shape, generator=generator)
-            p.grad = (size * torch.randint(0, 2, p.shape, generator=generator).mul(2).sub(1)).to(p)
-    before = [[p.detach().clone() for p in parameters] for parameters in moved]
+    for group in optimizer.param_groups:
+        # a schedule may begin at zero
+        group["lr"], group["weight_decay"] = 1.0, 0.0
+    for p in itertools.chain(*moved):
+        # away from zero, where Adam's epsilon would count
+        size = 0.5 + torch.rand(p.shape, generator=generator)
+        p.grad = (size * torch.randint(0, 2, p.shape, generator=generator).mul(2).sub(1)).to(p)
+    try:
+        *_, light, heavy = [_steps(optimizer, moved, weight) for weight in (*[1.0] * WARMUP, 100.0)]
+        return [_update_rule(*of_group) for of_group in zip(moved, light, heavy, strict=True)]
+    except Exception:  # of somebody else's optimizer, which may want a closure, sparse gradients, another device
+        return [None] * len(moved)
+
+
+def _steps(optimizer: torch.optim.Optimizer, moved: list[list[nn.Parameter]], weight: float) -> list[list[Tensor]]:
+    """How far each entry moves from `weight` in a step."""
+    with torch.no_grad():
+        for p in itertools.chain(*moved):
+            p.fill_(weight)
     optimizer.step()
-    return [_update_rule(parameters, old) for parameters, old in zip(moved, before, strict=True)]
+    return [[(p.detach() - weight).abs().flatten() for p in parameters] for parameters in moved]
 
 
-def _update_rule(parameters: list[nn.Parameter], before: list[torch.Tensor]) -> str | None:
-    if not parameters:
+def _update_rule(parameters: list[nn.Parameter], light: list[Tensor], heavy: list[Tensor]) -> str | None:
+    if not sum(p.numel() for p in parameters):
         return None
-    step = torch.cat([(p.detach() - old).abs().flatten() for p, old in zip(parameters, before, strict=True)])
     gradient = torch.cat([p.grad.abs().flatten() for p in parameters if p.grad is not None])
-    for rule, ratio in (("adam", step), ("sgd", step / gradient)):
-        if ratio.mean() > 0 and ratio.std() < 0.1 * ratio.mean():
+    steps = torch.stack([torch.cat(light), torch.cat(heavy)])
+    first, second = steps.mean(dim=1).tolist()
+    if not first / 2 < second < first * 2:
+        return None
+    for rule, ratio in (("adam", steps), ("sgd", steps / gradient)):
+        if bool((ratio.std(dim=1, correction=0) < SAME * ratio.mean(dim=1)).all()):
             return rule
     return None

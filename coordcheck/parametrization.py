@@ -4,19 +4,36 @@ What a parametrization does to the readout's multiplier is in :mod:`coordcheck.m
 initialization in :mod:`coordcheck.initialize`, to the learning rates in :mod:`coordcheck.optim`.
 """
 
+import re
 from collections.abc import Mapping
 
 from mup.infshape import InfShape
 from mup.shape import zip_infshapes
 from torch import Size, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 Shapes = dict[str, Size]
 
 
 def shapes(model: nn.Module) -> Shapes:
-    """The shape of every parameter under every one of its names, tied ones included."""
-    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    """The shape of every parameter under every one of its names, tied ones included.
+
+    Raises:
+        ValueError: if it is no module, or a parameter has no shape yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"`build` must return a torch.nn.Module; got {type(model).__name__}. "
+            f"For example build=lambda width: nn.Linear(16, width)."
+        )
+    found = dict(model.named_parameters(remove_duplicate=False))
+    if lazy := [name for name, parameter in found.items() if is_lazy(parameter)]:
+        raise ValueError(
+            f"`build` must return a model whose parameters have their shapes; these have none before the first "
+            f"forward pass: {lazy}. For example nn.Linear(8, width) in the place of nn.LazyLinear(width)."
+        )
+    return {name: parameter.shape for name, parameter in found.items()}
 
 
 def infshapes(narrow: Shapes, wide: Shapes) -> dict[str, InfShape]:
@@ -82,8 +99,12 @@ def fans(module: nn.Module, shape: Size) -> tuple[int, int]:
 
 def roles(model: nn.Module, infshapes: Mapping[str, InfShape]) -> dict[str, str]:
     """The role of every parameter, by each of its names; a tied one has one role per place."""
-    owners = dict(model.named_modules(remove_duplicate=False))
-    return {name: parameter_role(owners[name.rpartition(".")[0]], shape) for name, shape in infshapes.items()}
+    return {name: parameter_role(owner(model, name), shape) for name, shape in infshapes.items()}
+
+
+def owner(model: nn.Module, name: str) -> nn.Module:
+    """The module that a parameter belongs to; that of a parametrized weight's parts is the one that uses the weight."""
+    return model.get_submodule(re.sub(r"(^|\.)parametrizations\.\w+$", "", name.rpartition(".")[0]))
 
 
 def attached_roles(model: nn.Module) -> dict[str, str]:

@@ -3,7 +3,8 @@
 A dispatch mode sees each operation below whatever spelled it: ``torch.nn.init``, ``.data``, slices, ``copy_``,
 a library's own wrappers, ``meta`` then ``to_empty``. Writes are kept by storage and put down to the function that
 ordered them, so that tied parameters have one history and an initialization that runs three times shows as
-three writes of one rule (https://github.com/huggingface/transformers/issues/21431).
+three writes of one rule (https://github.com/huggingface/transformers/issues/21431). What does not go through torch's
+dispatcher in this thread, such as a write by NumPy to memory that it shares, is not seen.
 """
 
 import math
@@ -20,8 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from coordcheck.record import sums
 
 TORCH = str(Path(torch.__file__).parent)
 TORCH_MODULES = str(Path(nn.modules.__file__).parent)
@@ -91,11 +90,11 @@ class History:
     writes: list[Write] = field(default_factory=list)
     covered: Tensor | None = None
 
-    def unwritten(self, entries: int) -> int:
-        """How many of `entries` still hold whatever memory held."""
+    def unwritten(self, tensor: Tensor) -> int:
+        """How many entries of a tensor in this storage still hold whatever memory held."""
         if not self.known or self.full_writes:
             return 0
-        return entries if self.covered is None else int((~self.covered).sum())
+        return tensor.numel() if self.covered is None else int((~_entries_of(tensor, self.covered)).sum())
 
     @property
     def full_writes(self) -> list[Write]:
@@ -148,7 +147,7 @@ class WriteTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         another = _ordering_frame().f_code is not history.writes[-1].code
         if another or (func._schema.name in OVERWRITING and _is_whole(tensor)):
-            history.writes[-1].size = _size(_whole(tensor))
+            history.writes[-1].size = root_mean_square(_whole(tensor))
 
     def _note(self, func: Any, tensor: Tensor) -> None:
         """Adds an in-place operation to the history of a tensor's storage."""
@@ -201,8 +200,10 @@ def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in an argument or a result, but for sparse ones, which have no storage."""
     if isinstance(value, Tensor):
-        yield value
+        if value.layout == torch.strided:
+            yield value
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
@@ -224,11 +225,14 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((entries,), (1,), 0)
 
 
-def _size(tensor: Tensor) -> float:
-    """Root mean square."""
-    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+def root_mean_square(tensor: Tensor) -> float:
+    """Of the entries, in one pass; NaN where there are none, or whole numbers, which are no draw of a distribution."""
+    if tensor.is_meta or not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return math.nan
-    return math.sqrt(float(sums(tensor)[1]) / tensor.numel())
+    real = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    if real.element_size() == 1:  # torch converts float8 only when asked
+        real = real.float()
+    return float(torch.linalg.vector_norm(real, dtype=torch.float64)) / math.sqrt(tensor.numel())
 
 
 def _cover(history: History, tensor: Tensor) -> bool:
@@ -236,11 +240,16 @@ def _cover(history: History, tensor: Tensor) -> bool:
     if history.covered is None:
         entries = tensor.untyped_storage().nbytes() // tensor.element_size()
         history.covered = torch.zeros(entries, dtype=torch.bool)
-    history.covered.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+    _entries_of(tensor, history.covered)[...] = True
     if not bool(history.covered.all()):
         return False
     history.covered = None
     return True
+
+
+def _entries_of(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The entries of a tensor in a mask of its storage."""
+    return mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _write(frame: FrameType, effect: str) -> Write:

@@ -377,11 +377,27 @@ def test_standard_parametrization_has_its_own_expectation():
         ({"widths": (64, 128)}, r"`widths` needs at least 3 distinct.*got \[64, 128\]"),
         ({"expect": "ntk"}, r"`expect` is one of \['mup', 'sp'\]; got 'ntk'"),
         ({"build": lambda width: nn.Linear(4, 4)}, "no parameter's shape changes with width"),
+        ({"build": lambda width: nn.ReLU()}, "no parameter's shape changes with width"),
+        ({"build": lambda width: torch.ones(width)}, "`build` must return a torch.nn.Module; got Tensor"),
+        (
+            {"build": lambda width: nn.Sequential(*[nn.Linear(8, width)] * (width // 32))},
+            r"same parameter names.*'2\.bias'",
+        ),
+        ({"build": lambda width: nn.Linear(8, width, device="meta")}, r"in memory.*\['weight', 'bias'\].*to_empty"),
+        ({"optimizer": lambda model: None}, "`optimizer` must return a torch.optim.Optimizer; got NoneType"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         audit(**{"build": build, **arguments})
+
+
+def test_threads_are_as_before_also_after_an_error():
+    torch.set_num_threads(2)
+    audit(build, WIDTHS)
+    with pytest.raises(ValueError, match="no parameter's shape changes"):
+        audit(lambda width: nn.Linear(4, 4), WIDTHS)
+    assert torch.get_num_threads() == 2
 
 
 def test_the_global_generator_is_left_alone():
@@ -406,3 +422,81 @@ def test_our_own_models_have_one_write_each():
     assert (report.parameters["writes"] == 1).all()
     assert report.parameters["rules"].str.startswith("Rule.write initialize.py").all()
     assert report.verdict == "pass" and not report.findings
+
+
+class Odd(nn.Module):
+    """A correct model beside a parameter of an unusual kind."""
+
+    def __init__(self, width: int, odd: nn.Parameter):
+        super().__init__()
+        self.stem = nn.Linear(8, width)
+        self.odd = odd
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda d: nn.Parameter(torch.empty(0, d)),
+        lambda d: nn.Parameter(torch.tensor(1.0)),
+        lambda d: nn.Parameter(torch.randn(d, d, dtype=torch.complex64) / d**0.5),
+        lambda d: nn.Parameter(torch.randn(d, d, dtype=torch.float64) / d**0.5),
+        lambda d: nn.Parameter(torch.randn(d, d).div(d**0.5).bfloat16()),
+        lambda d: nn.Parameter(torch.randint(-5, 5, (d, d), dtype=torch.int8), requires_grad=False),
+        lambda d: nn.Parameter(torch.zeros(1, d).expand(4, d), requires_grad=False),
+        lambda d: nn.Parameter(torch.zeros(d, d).to(torch.float8_e4m3fn), requires_grad=False),
+    ],
+    ids=["empty", "scalar", "complex", "double", "bfloat16", "whole numbers", "expanded", "float8"],
+)
+def test_unusual_parameters_are_audited_like_others(odd):
+    report = audit(lambda width: Odd(width, odd(width)), WIDTHS, lambda m: torch.optim.Adam(m.parameters()), "sp")
+    assert report.verdict == "pass" and not report.findings
+
+
+def test_weights_tied_by_their_memory_alone_appear_once():
+    def build(width):
+        embedding, readout = nn.Embedding(16, width), nn.Linear(width, 16, bias=False)
+        readout.weight = nn.Parameter(embedding.weight.data)
+        return nn.Sequential(embedding, readout)
+
+    report = audit(build, WIDTHS, lambda m: torch.optim.Adam(m.parameters()), "sp")
+    assert report.parameters[["parameter", "tied_to"]].values.tolist() == [["0.weight", "1.weight"]]
+    assert found(report) == {("0.weight", "regrouped")}
+    assert "hold it 2 times" in report.findings[0].cause
+
+
+class Twice(nn.Module):
+    """Writes its own parameter in its constructor, after what stood in for it, and then again."""
+
+    def __init__(self, width: int, times: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, width))
+        for _ in range(times):
+            nn.init.normal_(self.weight)
+
+
+@pytest.mark.parametrize(("times", "expected"), [(1, set()), (2, {("weight", "repeated")})])
+def test_what_a_module_does_by_default_is_one_initialization_unless_it_repeats(times, expected):
+    assert found(audit(lambda width: Twice(width, times), WIDTHS)) == expected
+
+
+def test_a_schedule_that_begins_at_zero_leaves_the_learning_rate_open():
+    def warmup(model):
+        optimizer = adam(model)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step, 10) / 10)
+        return optimizer
+
+    report = audit(build, WIDTHS, warmup)
+    assert report.verdict == "inconclusive"
+    assert "its learning rate is zero" in report.findings[0].cause
+
+
+def test_an_optimizer_that_cannot_be_tried_is_not_judged():
+    report = audit(build, WIDTHS, lambda m: torch.optim.LBFGS(m.parameters()))
+    assert report.verdict == "inconclusive"
+    assert "could not be tried" in report.findings[0].cause
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_steps_are_seen_in_every_precision(dtype):
+    report = audit(lambda width: build(width).to(dtype), WIDTHS, lambda m: torch.optim.Adam(groups(m, lr=1e-7)))
+    assert report.verdict == "pass" and report.parameters["update"].eq("adam").all()

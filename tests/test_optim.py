@@ -3,6 +3,9 @@
 import pytest
 import torch
 from conftest import tiny_cell
+from torch import nn, optim
+
+from coordcheck.optim import check_optimizer, update_rules
 
 CPU = torch.device("cpu")
 
@@ -54,3 +57,54 @@ def test_the_optimizers_own_values_arrive():
     sgd, _ = groups_of("optimizer=sgd", "optimizer.momentum=0.5")
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.defaults["momentum"] == 0.5
+
+
+class Lamb(optim.Optimizer):
+    """Steps of one size times the size of the weight: You et al. (arXiv 1904.00962), simplified."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.sub_(self.param_groups[0]["lr"] * p.norm() * p.grad.sign())
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (optim.Adam, "adam"),
+        (optim.AdamW, "adam"),
+        (optim.NAdam, "adam"),
+        (optim.RAdam, "adam"),  # its first five steps are SGD's
+        (optim.RMSprop, "adam"),
+        (optim.Adagrad, "adam"),
+        (lambda p: optim.Adam(p, lr=1e-12), "adam"),
+        (lambda p: optim.Adam(p, lr=0.0), "adam"),
+        (lambda p: optim.Adam(p, lr=torch.tensor(0.1)), "adam"),
+        (lambda p: optim.Adam(p, foreach=True), "adam"),
+        (lambda p: optim.Adam(p, fused=True), "adam"),
+        (lambda p: optim.SGD(p, weight_decay=0.1), "sgd"),
+        (lambda p: optim.SGD(p, momentum=0.9, nesterov=True), "sgd"),
+        (Lamb, None),
+        (optim.Adafactor, None),
+        (optim.LBFGS, None),  # needs a closure
+        (optim.SparseAdam, None),  # refuses dense gradients
+        (lambda p: optim.Adam(p, eps=1.0), None),  # between the two
+    ],
+)
+def test_how_a_step_depends_on_the_gradient_is_found_out(make, rule):
+    assert update_rules(make(nn.Linear(8, 8).double().parameters())) == [rule]
+
+
+def test_groups_are_told_apart():
+    trained, frozen = nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(False)
+    empty = nn.Parameter(torch.empty(0))
+    groups = [{"params": trained.parameters()}, {"params": frozen.parameters()}, {"params": [empty]}]
+    assert update_rules(optim.SGD(groups)) == ["sgd", None, None]
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"`optimizer` must return a torch.optim.Optimizer; got list"):
+        check_optimizer([])

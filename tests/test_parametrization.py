@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_cell
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from coordcheck.parametrization import attached_roles, infshapes, roles, shapes
 
@@ -120,3 +121,33 @@ def test_all_parametrizations_are_one_model_at_base_width(heads):
         for name in ("mup", "sp")
     ]
     torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+def test_the_parts_of_a_parametrized_weight_have_the_roles_of_their_layer():
+    """weight_norm keeps a gain per output, (fan_out, 1), and a matrix."""
+
+    def build(width):
+        return nn.Sequential(*(weight_norm(layer) for layer in (nn.Linear(8, width), nn.Linear(width, 8))))
+
+    narrow = build(16)
+    found = roles(narrow, infshapes(shapes(narrow), shapes(build(32))))
+    assert found == {
+        "0.bias": "vector",
+        "0.parametrizations.weight.original0": "input",
+        "0.parametrizations.weight.original1": "input",
+        "1.bias": "fixed",
+        "1.parametrizations.weight.original0": "fixed",
+        "1.parametrizations.weight.original1": "readout",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (torch.zeros(3), "`build` must return a torch.nn.Module; got Tensor"),
+        (nn.LazyLinear(4), r"none before the first forward pass: \['weight', 'bias'\].*nn.Linear\(8, width\)"),
+    ],
+)
+def test_a_model_without_shapes_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        shapes(model)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordcheck.theory import expected
+from coordcheck.theory import expected, forms
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,40 @@ def test_adam_in_standard_parametrization_may_move_hidden_activations_by_width()
 def test_an_unknown_parametrization_is_named():
     with pytest.raises(ValueError, match=r"'ntk'.*expect='mup'"):
         expected("ntk", "hidden", "delta", 1)
+
+
+# of Tensor Programs V, as exponents of width: std (half the variance's), rate of SGD, rate of Adam, multiplier
+TABLES = {
+    ("input", 3): (0.0, 1.0, 0.0, 0.0),
+    ("readout", 3): (-1.0, -1.0, -1.0, 0.0),
+    ("hidden", 3): (-0.5, 0.0, -1.0, 0.0),
+    ("vector", 3): (0.0, 1.0, 0.0, 0.0),
+    ("input", 8): (0.0, 1.0, 0.0, 0.0),
+    ("readout", 8): (0.0, 1.0, 0.0, -1.0),
+    ("hidden", 8): (-0.5, 0.0, -1.0, 0.0),
+    ("input", 9): (-0.5, 0.0, -0.5, 0.5),
+    ("readout", 9): (-0.5, 0.0, -0.5, -0.5),
+    ("hidden", 9): (-0.5, 0.0, -1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("role", "table"), TABLES)
+def test_every_table_of_the_paper_is_a_form(role, table):
+    std, sgd, adam, multiplier = TABLES[role, table]
+    for update, lr in (("sgd", sgd), ("adam", adam)):
+        assert (std, lr, multiplier) in [(form.std, form.lr, form.multiplier) for form in forms("mup", role, update)]
+
+
+@pytest.mark.parametrize("role", ["input", "hidden", "readout"])
+def test_forms_differ_by_the_symmetry_of_the_paper(role):
+    """Lemma J.1: a multiplier times t, an init times 1/t and rates times 1/t (Adam), 1/t^2 (SGD) change nothing."""
+    for update, power in (("adam", 1), ("sgd", 2)):
+        (first, *others) = forms("mup", role, update)
+        for form in others:
+            t = form.multiplier - first.multiplier
+            assert (form.std, form.lr) == (first.std - t, first.lr - power * t)
+
+
+def test_forms_of_an_unknown_parametrization_are_refused():
+    with pytest.raises(ValueError, match=r"'ntk'.*expect='mup'"):
+        forms("ntk", "hidden", "adam")

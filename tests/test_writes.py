@@ -1,10 +1,12 @@
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from coordcheck.models import hf
 from coordcheck.models.layers import materialize
 from coordcheck.writes import WriteTracer
 
@@ -60,7 +62,7 @@ def test_a_padding_row_is_a_partial_write():
         embedding = nn.Embedding(10, 4, padding_idx=0)
     history = tracer.history(embedding.weight)
     assert [write.effect for write in history.writes] == ["full", "in part"]
-    assert history.unwritten(40) == 0
+    assert history.unwritten(embedding.weight) == 0
 
 
 def test_slices_that_cover_everything_are_one_write():
@@ -71,14 +73,14 @@ def test_slices_that_cover_everything_are_one_write():
             part.normal_()
     history = tracer.history(weight)
     assert [(write.effect, write.operations) for write in history.writes] == [("full", 3)]
-    assert history.unwritten(12) == 0
+    assert history.unwritten(weight) == 0
 
 
 def test_what_slices_leave_out_is_unwritten():
     with WriteTracer() as tracer:
         weight = nn.Parameter(torch.empty(6, 2))
         nn.init.normal_(weight.data[1:5:2])
-    assert tracer.history(weight).unwritten(12) == 8
+    assert tracer.history(weight).unwritten(weight) == 8
 
 
 @pytest.mark.parametrize("make", [torch.empty, torch.Tensor], ids=["empty", "legacy constructor"])
@@ -86,7 +88,7 @@ def test_nothing_wrote_it(make):
     with WriteTracer() as tracer:
         weight = nn.Parameter(make(3, 4))
     assert tracer.history(weight).writes == []
-    assert tracer.history(weight).unwritten(12) == 12
+    assert tracer.history(weight).unwritten(weight) == 12
 
 
 @pytest.mark.parametrize(
@@ -106,23 +108,23 @@ def test_memory_from_elsewhere_counts_as_written():
     with WriteTracer() as tracer:
         weight = nn.Parameter(before)
         other = nn.Parameter(torch.from_numpy(np.ones(3)))
-    assert tracer.history(weight).unwritten(3) == 0
-    assert tracer.history(other).unwritten(3) == 0
+    assert tracer.history(weight).unwritten(weight) == 0
+    assert tracer.history(other).unwritten(other) == 0
 
 
 def test_meta_then_to_empty_is_unwritten_until_it_is_written():
     with WriteTracer() as tracer:
         layer = nn.Linear(4, 8, device="meta").to_empty(device="cpu")
         nn.init.ones_(layer.weight)
-    assert tracer.history(layer.weight).unwritten(32) == 0
+    assert tracer.history(layer.weight).unwritten(layer.weight) == 0
     assert len(tracer.history(layer.weight).writes) == 1
-    assert tracer.history(layer.bias).unwritten(8) == 8
+    assert tracer.history(layer.bias).unwritten(layer.bias) == 8
 
 
 def test_materialize_leaves_everything_to_be_written():
     with WriteTracer() as tracer:
         layer = materialize(nn.Linear(4, 8, device="meta"), torch.device("cpu"))
-    assert tracer.history(layer.weight).unwritten(32) == 32
+    assert tracer.history(layer.weight).unwritten(layer.weight) == 32
 
 
 def test_copies_go_on_from_their_source():
@@ -165,6 +167,24 @@ def test_a_module_that_writes_its_own_parameter_does_so_by_default():
     assert write.by_default({own}) and not write.by_default({nn.Identity()})
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_sparse_tensors_are_let_pass(convert):
+    with WriteTracer() as tracer:
+        layer = nn.Linear(4, 8)
+        layer.register_buffer("mask", convert(torch.eye(4)))
+    assert len(tracer.history(layer.weight).writes) == 1
+
+
+def test_views_of_one_buffer_are_counted_apart():
+    with WriteTracer() as tracer:
+        buffer = torch.empty(2, 6)
+        written, forgotten = nn.Parameter(buffer[0]), nn.Parameter(buffer[1])
+        nn.init.normal_(written)
+    assert tracer.history(written).unwritten(written) == 0
+    assert tracer.history(forgotten).unwritten(forgotten) == 6
+
+
 def test_values_are_those_without_a_tracer():
     torch.manual_seed(0)
     plain = nn.Linear(4, 8)
@@ -172,3 +192,65 @@ def test_values_are_those_without_a_tracer():
     with WriteTracer():
         traced = nn.Linear(4, 8)
     assert torch.equal(plain.weight, traced.weight)
+
+
+ONCE = [  # torch's own layer, then transformers' rule: invocations
+    ("OPT", "model.decoder.layers.0.fc1.weight", ["Linear.reset_parameters", "PreTrainedModel._init_weights"]),
+    ("OPT", "model.decoder.layers.0.fc1.bias", ["Linear.reset_parameters", "PreTrainedModel._init_weights"]),
+    ("OPT", "model.decoder.final_layer_norm.weight", ["LayerNorm.reset_parameters", "PreTrainedModel._init_weights"]),
+    (
+        "OPT",
+        "model.decoder.embed_tokens.weight",
+        ["Embedding.reset_parameters", "Embedding._fill_padding_idx_with_zero", "PreTrainedModel._init_weights"],
+    ),
+    # drawn again with a std that depends on the number of layers, after the rule for every Conv1D
+    ("GPT2", "transformer.h.0.mlp.c_fc.weight", ["Conv1D.__init__", "GPT2PreTrainedModel._init_weights"]),
+    (
+        "GPT2",
+        "transformer.h.0.mlp.c_proj.weight",
+        ["Conv1D.__init__", *["GPT2PreTrainedModel._init_weights"] * 2],
+    ),
+    # T5's own rule begins with that of all models
+    (
+        "T5",
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        ["Linear.reset_parameters", "PreTrainedModel._init_weights", "T5PreTrainedModel._init_weights"],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Models of transformers by name, and who wrote them."""
+    transformers = pytest.importorskip("transformers", reason="needs pip install coordcheck[hf]")
+    built = {}
+    for name, model_type, cls in (
+        ("OPT", "opt", "OPTForCausalLM"),
+        ("GPT2", "gpt2", "GPT2LMHeadModel"),
+        ("T5", "t5", "T5ForConditionalGeneration"),
+    ):
+        config = hf.scaled_config(model_type, 64, 4, depth=2, vocab_size=96, context=16)
+        with WriteTracer() as tracer:
+            model = getattr(transformers, cls)(config)
+        built[name] = model, tracer
+    return built
+
+
+@pytest.mark.parametrize(("name", "parameter", "rules"), ONCE)
+def test_who_writes_a_model_of_transformers(traced, name, parameter, rules):
+    """huggingface/transformers#21431: since 4.27 every rule runs once."""
+    model, tracer = traced[name]
+    writes = tracer.history(model.get_parameter(parameter)).writes
+    assert [write.code.co_qualname for write in writes] == rules
+    if "embed_tokens" in parameter:  # a normal distribution and then a row of zeros, twice
+        assert [(write.effect, write.operations) for write in writes] == [("full", 1), ("in part", 1), ("full", 2)]
+    else:
+        assert all(write.operations == 1 for write in writes)
+
+
+def test_a_rule_is_named_by_its_function_file_and_line(traced):
+    model, tracer = traced["T5"]
+    *_, last = tracer.history(model.encoder.block[0].layer[0].SelfAttention.q.weight).writes
+    lines, first = inspect.getsourcelines(type(model)._init_weights)
+    (line,) = (number for number, text in enumerate(lines, first) if "module.q.weight" in text)
+    assert last.rule == f"T5PreTrainedModel._init_weights modeling_t5.py:{line}"
