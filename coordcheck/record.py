@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from coordcheck.attention import AttentionObserver, attention_logit_sums
 from coordcheck.config import KINDS, ROOT
+from coordcheck.effective_update import effective_update, updated_parameters
 from coordcheck.parametrization import attached_roles
 from coordcheck.slopes import RECORD_COLUMNS
 from coordcheck.sums import sums
@@ -71,8 +72,10 @@ class Recorder:
         model: Hooks are on its modules while the recorder is entered. Not yet compiled.
         width: d_model, for the records.
         seed: For the records.
-        kinds: "activation", and "delta" against step 0, which needs the same batch at every step. Modules whose
-            output then has another shape, as in a mixture of experts, have no delta.
+        kinds: "activation"; "delta" against step 0, which needs the same batch at every step (modules whose output
+            then has another shape, as in a mixture of experts, have none); "effective_update", the part of a layer's
+            delta that its own update made, see :mod:`coordcheck.effective_update`. Each of the last two keeps a copy
+            from step 0: of the outputs, and of the weights.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 
@@ -115,6 +118,7 @@ class Recorder:
         self.current_step = 0
         self._entries: list[_Entry] = []
         self._first: dict[tuple[str, str], list[Tensor]] = {}
+        self._start: dict[nn.Parameter, Tensor] = {}
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
@@ -129,7 +133,7 @@ class Recorder:
         self._observer = AttentionObserver(self._record_attention)
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
-            self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+            self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
         return self
 
     def __exit__(
@@ -139,6 +143,7 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._first.clear()
+        self._start.clear()
         self._observer = None
 
     def step(self) -> None:
@@ -213,8 +218,8 @@ class Recorder:
 
         return hook
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if _in_backward():
                 return
             self._stack.pop()
@@ -225,6 +230,8 @@ class Recorder:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 for part, tensor in _tensors(output):
                     self._record(name, part, tensor)
+                if "effective_update" in self.kinds and output is not None:  # None after an error
+                    self._record_effective_update(name, module, args, kwargs)
 
         return hook
 
@@ -247,6 +254,16 @@ class Recorder:
         else:
             before = [tuple(x.shape) for x in first]
             self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {before}"
+
+    def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        own = updated_parameters(module)
+        if self.current_step == 0:
+            # by parameter, so that a tied weight is kept once
+            self._start.update({p: p.detach().clone() for p in own.values() if p not in self._start})
+        elif own and all(p in self._start for p in own.values()):
+            start = {parameter_name: self._start[p] for parameter_name, p in own.items()}
+            for part, tensor in _tensors(effective_update(module, args, kwargs, start)):
+                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
         name = self._stack[-1]
