@@ -84,10 +84,10 @@ class Audit:
             said: As :meth:`facts` returned.
             tolerance: As for :meth:`from_parameters`.
         """
-        # what is empty in these columns is a word that is empty, not a number that is missing
-        words = ("tied_to", "update", "rules")
-        table = pd.read_csv(Path(directory) / TABLE, dtype=dict.fromkeys(words, str))
-        table = table.fillna(dict.fromkeys(words, ""))
+        # what is empty there is a word that is empty, not a number that is missing
+        words = ["tied_to", "update", "rules"]
+        table = pd.read_csv(Path(directory) / TABLE, dtype=dict.fromkeys(words, "str"))
+        table[words] = table[words].fillna("")
         return cls.from_parameters(table, list(said["widths"]), said["expect"], tolerance, said["readout"])
 
     def sentence(self) -> str:

@@ -132,7 +132,7 @@ def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None
     table = at_width[-1].drop(columns=["lr", "decay", "eps", "error"])
     table["role"] = pd.Series(roles(wide, grown))
     table = table.join(_exponents(widths, at_width))
-    update_of = {} if optimizer is None else _updates(narrow.double(), optimizer)
+    update_of = {} if optimizer is None else _updates(narrow, optimizer)
     table["update"] = [update_of.get(name, "") for name in table.index]
     return table.rename_axis("parameter").reset_index()
 
@@ -242,8 +242,8 @@ def _rates(holding: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _updates(model: nn.Module, optimizer: MakeOptimizer) -> dict[str, str]:
     """By name, how a parameter's step depends on its gradient."""
     used = optimizer(model)
-    rules = zip(used.param_groups, update_rules(used), strict=True)
-    rule_of = {p: rule or "" for group, rule in rules for p in group["params"]}
+    held = [list(group["params"]) for group in used.param_groups]
+    rule_of = {p: rule or "" for of, rule in zip(held, update_rules(used), strict=True) for p in of}
     return {name: rule_of.get(parameter, "") for name, parameter in model.named_parameters()}
 
 

@@ -188,7 +188,12 @@ def _check(
     from coordcheck.auditing import audit_cell
     from coordcheck.sweep import RunQueue
 
-    audited = audit_cell(cell, sorted(widths)[:AUDITED], gate, readout) if audit else None
+    audited, unaudited = None, ""
+    if audit:
+        try:
+            audited = audit_cell(cell, sorted(widths)[:AUDITED], gate, readout)
+        except Exception as error:  # whatever a constructor objects to, it must not cost the check
+            unaudited = f"{type(error).__name__}: {error}"
     done = RunQueue(cell, plan, widths, seeds, store(cell), workers, "check").finish()
     control = Control()
     if twin is not None:
@@ -200,6 +205,7 @@ def _check(
         gate,
         control=control,
         audit=audited,
+        unaudited=unaudited,
         readout=readout,
         skipped=done.skipped,
         config=config,

@@ -90,26 +90,35 @@ def update_rules(optimizer: torch.optim.Optimizer) -> list[str | None]:
     Whatever the optimizer's name is, its learning rates scale with width by this alone.
 
     Args:
-        optimizer: Used up: its groups, parameters and state are changed. In double precision, or steps are lost.
+        optimizer: Used up: its groups and state are changed. Its parameters are not, they may be somebody else's too.
 
     Returns:
         For each group "adam" if all entries move by the same amount, whatever their gradients, "sgd" if they
         move in proportion to them; None if neither, if the size of the weights matters, or if no step can be taken.
     """
     generator = torch.Generator().manual_seed(0)
-    moved = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
+    moved = [
+        [_stand_in(p, optimizer, generator) for p in g["params"] if p.requires_grad] for g in optimizer.param_groups
+    ]
+    for group, stand_ins in zip(optimizer.param_groups, moved, strict=True):
         # a schedule may begin at zero
-        group["lr"], group["weight_decay"] = 1.0, 0.0
-    for p in itertools.chain(*moved):
-        # away from zero, where Adam's epsilon would count
-        size = 0.5 + torch.rand(p.shape, generator=generator)
-        p.grad = (size * torch.randint(0, 2, p.shape, generator=generator).mul(2).sub(1)).to(p)
+        group |= {"params": stand_ins, "lr": 1.0, "weight_decay": 0.0}
     try:
         *_, light, heavy = [_steps(optimizer, moved, weight) for weight in (*[1.0] * WARMUP, 100.0)]
         return [_update_rule(*of_group) for of_group in zip(moved, light, heavy, strict=True)]
     except Exception:  # of somebody else's optimizer, which may want a closure, sparse gradients, another device
         return [None] * len(moved)
+
+
+def _stand_in(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> nn.Parameter:
+    """A parameter of the same shape with a gradient, in double precision: in bfloat16 most steps are lost."""
+    result = nn.Parameter(torch.empty(parameter.shape, dtype=torch.float64))
+    # away from zero, where Adam's epsilon would count
+    size = 0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+    result.grad = size * torch.randint(0, 2, parameter.shape, generator=generator).mul(2).sub(1)
+    if parameter in optimizer.state:  # Adagrad's begins when it is made
+        optimizer.state[result] = optimizer.state.pop(parameter)
+    return result
 
 
 def _steps(optimizer: torch.optim.Optimizer, moved: list[list[nn.Parameter]], weight: float) -> list[list[Tensor]]:

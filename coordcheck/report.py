@@ -81,6 +81,8 @@ def print_check(check: CoordCheck, console: Console, directory: Path, picture: P
         console.print(str(initial_loss), markup=False)
     if check.audit is not None:
         print_audit_findings(check.audit, console)
+    if check.unaudited:
+        console.print(unaudited(check), style="yellow", markup=False)
     for sentence in check.skipped:
         console.print(sentence, style="yellow", markup=False)
     console.print(f"Files in {directory}: {PICTURE} {TEXT} {SLOPES} {VERDICT} {RECORDS}", markup=False)
@@ -111,6 +113,7 @@ def markdown(check: CoordCheck) -> str:
         *([f"- **{finding.verdict}** {finding}" for finding in check.findings] or ["None."]),
         "",
         *([] if check.audit is None else audit_section(check.audit)),
+        *([unaudited(check), ""] if check.unaudited else []),
         "## Made with",
         "",
         ", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions",
@@ -194,6 +197,11 @@ def audit_section(audit: Audit) -> list[str]:
         *said,
         *([""] if said else []),
     ]
+
+
+def unaudited(check: CoordCheck) -> str:
+    """Why there is no audit."""
+    return f"Audit: none could be made ({check.unaudited}). The check does not depend on it."
 
 
 def audit_markdown(audit: Audit) -> str:

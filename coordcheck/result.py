@@ -67,7 +67,8 @@ class CoordCheck:
         verdict: "pass", "fail" or "inconclusive".
         findings: One for each module that does not pass, worst first.
         control: What the control showed.
-        audit: What was known before the first step; None if it was turned off.
+        audit: What was known before the first step; None if it was turned off or failed.
+        unaudited: Why it failed.
         gate: What turned slopes into verdicts.
         skipped: One sentence for each width that could not run.
         config: What was run, JSON-serializable.
@@ -81,6 +82,7 @@ class CoordCheck:
     findings: list[Finding]
     control: Control
     audit: Audit | None
+    unaudited: str
     gate: GateConfig
     skipped: list[str]
     config: dict[str, Any]
@@ -95,6 +97,7 @@ class CoordCheck:
         *,
         control: Control | None = None,
         audit: Audit | None = None,
+        unaudited: str = "",
         readout: str | None = None,
         skipped: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
@@ -131,6 +134,7 @@ class CoordCheck:
             findings=verdicts.findings(judged, gate, verdicts.weights(records), initial_loss),
             control=control,
             audit=audit,
+            unaudited=unaudited,
             gate=gate,
             skipped=list(skipped),
             config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
@@ -194,6 +198,7 @@ class CoordCheck:
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "control": dataclasses.asdict(self.control),
             "audit": None if self.audit is None else self.audit.facts(),
+            "unaudited": self.unaudited,
             "skipped": self.skipped,
             "versions": self.versions,
             "corpus_sha256": self.corpus_sha256,
@@ -243,7 +248,7 @@ def _read_verdict(path: Path) -> dict[str, Any]:
             "control": Control(**said["control"]),
             "audit": audit,
             "readout": said["config"].get("readout", {}).get("name"),
-            **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
+            **{name: said[name] for name in ("unaudited", "skipped", "config", "versions", "corpus_sha256")},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

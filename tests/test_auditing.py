@@ -416,6 +416,13 @@ def test_a_stored_audit_is_read_back_and_judged_anew(tmp_path):
     assert Audit.load(tmp_path, report.facts(), tolerance=2.0).verdict == "pass"
 
 
+@pytest.mark.parametrize("optimizer", [None, adam, lambda m: torch.optim.LBFGS(m.parameters())])
+def test_an_audit_without_ties_or_without_a_known_rule_is_read_back(tmp_path, optimizer):
+    report = audit(build, WIDTHS, optimizer)
+    report.save(tmp_path)
+    assert Audit.load(tmp_path, report.facts(), tolerance=0.1).facts() == report.facts()
+
+
 def test_our_own_models_have_one_write_each():
     config = tiny_config("embedding=tied", "readout=constant")
     report = audit_cell(tiny_cell("embedding=tied", "readout=constant"), config.widths, config.gate)

@@ -487,6 +487,19 @@ def test_seeds_may_be_named():
     assert sorted(check.records["seed"].unique()) == [3, 9]
 
 
+def test_a_model_that_cannot_be_audited_is_checked_all_the_same(tmp_path):
+    def refuses_tracing(width):
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise TypeError("no modes here")
+        return mlp(width)
+
+    check = coord_check(refuses_tracing, XY, widths=(8, 16, 32), seeds=2, steps=2, device="cpu")
+    assert check.audit is None and check.unaudited == "TypeError: no modes here"
+    check.save(tmp_path)
+    assert "Audit: none could be made (TypeError: no modes here)" in (tmp_path / "report.md").read_text()
+    assert CoordCheck.load(tmp_path).unaudited == check.unaudited
+
+
 # files
 
 

@@ -95,7 +95,14 @@ class Lamb(optim.Optimizer):
     ],
 )
 def test_how_a_step_depends_on_the_gradient_is_found_out(make, rule):
-    assert update_rules(make(nn.Linear(8, 8).double().parameters())) == [rule]
+    assert update_rules(make(nn.Linear(8, 8).parameters())) == [rule]
+
+
+def test_finding_out_changes_no_weight():
+    layer = nn.Linear(8, 8)
+    before = layer.weight.clone()
+    update_rules(optim.Adam(layer.parameters()))
+    assert torch.equal(layer.weight, before) and layer.weight.grad is None
 
 
 def test_groups_are_told_apart():
