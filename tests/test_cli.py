@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -136,14 +137,13 @@ def test_help_needs_no_torch_and_no_pandas(tmp_path, arguments):
 
 
 def test_help_answers_within_a_second(tmp_path):
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        code, out, _ = run(tmp_path, "--help")
-        times.append(time.perf_counter() - start)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, out, _ = run(tmp_path, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert code == 0
     assert "coordcheck -m embedding=untied,tied" in out
-    assert min(times) < 1.0
+    # of the processor: the clock on the wall also counts what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from conftest import plan_of, tiny_cell
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from coordcheck.cell import ConfiguredCell
+from coordcheck.families import make_cell
 from coordcheck.config import load
 from coordcheck.record import Recorder
 from coordcheck.slopes import fit
@@ -178,7 +178,7 @@ def test_a_selection_of_modules_holds_for_it():
 def test_it_shows_the_one_layer_whose_learning_rate_forgot_the_width():
     """Activations and deltas do not tell: what the layers before it sent hides the layer's own update."""
     config = load(["widths=[64,128,256]", "seeds=2", "data.batch=4", "kinds=[activation,delta,effective_update]"])
-    cell = ConfiguredCell(config)
+    cell = make_cell(config)
     records = []
     for width in config.widths:
         for seed in range(config.seeds):
