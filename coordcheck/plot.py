@@ -274,7 +274,7 @@ def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[s
                 draw_summary_panel(panels[r, c], label, checks[label])
                 panels[r, c].set_xlabel("width" if r == rows - 1 else "")
         panels[r, 0].set_ylabel("mean |entry| (l1)")
-    make_headroom(panels[0, 0], 0.3)
+    make_headroom(panels[0, 0], 0.33)
     tally = pd.Series([check.verdict for check in checks.values()]).value_counts()
     counted = ", ".join(f"{count} {name}" for name, count in tally.items())
     figure.suptitle(
@@ -310,7 +310,7 @@ def mark_first_at_fault(axes: Axes, slopes: pd.DataFrame, lines: Mapping[str, Li
     axes.text(
         0.03,
         0.97,
-        f"{MARKS[first['verdict']]} starts at {first['module']}: {first['slope']:+.2f}\n"
+        f"{MARKS[first['verdict']]} fault starts at {first['module']}: {first['slope']:+.2f}\n"
         f"{first['kind']}, step {first['step']}",
         transform=axes.transAxes,
         va="top",
@@ -321,15 +321,20 @@ def mark_first_at_fault(axes: Axes, slopes: pd.DataFrame, lines: Mapping[str, Li
 
 
 def label_extremes(axes: Axes, slopes: pd.DataFrame) -> None:
-    """Names the modules with the highest and the lowest slope, and their verdicts."""
-    ranked = slopes.dropna(subset="slope").sort_values(["slope", "order"], ascending=[False, True], kind="stable")
-    if not len(ranked):
+    """Names the modules with the highest and the lowest slope, and their verdicts, below where a fault is named."""
+    known = slopes.dropna(subset="slope").sort_values("order", kind="stable")
+    if not len(known):
         return
-    said = [
-        f"{word}: {row['module']} {row['slope']:+.2f} {row['verdict']}"
-        for word, row in (("highest", ranked.iloc[0]), ("lowest", ranked.iloc[-1]))
-    ]
-    axes.text(0.97, 0.03, "\n".join(said), transform=axes.transAxes, va="bottom", ha="right", fontsize=SMALL)
+    ends = {"highest": known.iloc[int(known["slope"].argmax())], "lowest": known.iloc[int(known["slope"].argmin())]}
+    axes.annotate(
+        "\n".join(f"{end} slope: {row['module']} {row['slope']:+.2f}, {row['verdict']}" for end, row in ends.items()),
+        (0.03, 0.97),
+        xycoords="axes fraction",
+        xytext=(0, -26),
+        textcoords="offset points",
+        va="top",
+        fontsize=SMALL,
+    )
 
 
 def audit_figure(audit: "Audit") -> Figure:
