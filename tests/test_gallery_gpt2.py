@@ -63,6 +63,7 @@ def test_a_compiled_model_has_the_same_gradients_and_warns_of_nothing(embedding)
     cell = make_cell(load([*EXPERIMENT, f"embedding={embedding}"]))
     batch = cell.batch(0, CPU)
     gradients = []
+    # tied weights concern the tracing, which this backend does without the C++ compiler that inductor needs
     for wrap in (lambda model: model, lambda model: torch.compile(model, backend="aot_eager")):
         model = cell.build(64, 0, CPU)
         cell.loss(wrap(model), batch).backward()
