@@ -9,8 +9,8 @@ from conftest import plan_of, tiny_cell
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from coordcheck.families import make_cell
 from coordcheck.config import load
+from coordcheck.families import make_cell
 from coordcheck.record import Recorder
 from coordcheck.slopes import fit
 from coordcheck.train import run
