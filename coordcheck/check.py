@@ -187,7 +187,7 @@ def _check(
     from coordcheck.auditing import audit_cell
     from coordcheck.sweep import RunQueue
 
-    audited = audit_cell(cell, sorted(widths)[:AUDITED], gate, readout) if audit else None
+    audited = audit_cell(cell, sorted(widths)[:AUDITED], gate) if audit else None
     done = RunQueue(cell, plan, widths, seeds, store(cell), workers, "check").finish()
     control = Control()
     if twin is not None:
