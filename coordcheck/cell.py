@@ -33,6 +33,10 @@ class Cell(ABC):
     determinants: Mapping[str, Any]
 
     @abstractmethod
+    def on_meta(self, width: int) -> nn.Module:
+        """The structure of a model, without memory where its constructor allows that."""
+
+    @abstractmethod
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """An initialized, parametrized model on `device`."""
 
@@ -82,6 +86,10 @@ class OwnCell(Cell):
             "optimizer": _describe(self.optimizer(build(self.smallest), self.smallest)),
         }
         self.determinants = {}
+
+    def on_meta(self, width: int) -> nn.Module:
+        """The structure of the user's model."""
+        return _structure(self._build, width)
 
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The user's model, built with torch's global generator seeded."""
@@ -143,6 +151,10 @@ class LargerWithWidth(Cell):
         self.columns = cell.columns
         self.roles = cell.roles
         self.determinants = {**cell.determinants, "larger_with_width_from": smallest}
+
+    def on_meta(self, width: int) -> nn.Module:
+        """The cell's."""
+        return self.cell.on_meta(width)
 
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The cell's model with larger weights."""

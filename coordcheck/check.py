@@ -16,6 +16,7 @@ import pandas as pd
 
 from coordcheck import verdict as verdicts
 from coordcheck.config import (
+    PARAMETERS,
     CheckConfig,
     GateConfig,
     Parametrization,
@@ -202,10 +203,16 @@ def _check(
         audit=audited,
         readout=readout,
         skipped=done.skipped,
-        config=config,
+        config={**config, PARAMETERS: count_parameters(cell, widths)},
         versions=current_versions(),
         corpus_sha256=corpus_sha256,
     )
+
+
+def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:
+    """Entries of the parameters of the narrowest and the widest model, by width; a tied one counts once."""
+    ends = {min(widths), max(widths)}
+    return {str(width): sum(p.numel() for p in cell.on_meta(width).parameters()) for width in sorted(ends)}
 
 
 def control_axes(widths: Sequence[int], seeds: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -7,9 +7,10 @@ from those directories after Hydra has returned.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,8 +26,18 @@ if TYPE_CHECKING:
 ERROR = "error.txt"
 EXIT_CODES = "Exit codes: 0 pass, 3 fail, 4 inconclusive, 1 and 2 bad input or usage."
 INTERRUPTED = 130
+
+
+class Sweep(NamedTuple):
+    """A sweep that has begun: its directory, where its picture goes, and when that was."""
+
+    directory: Path
+    plots: str | None
+    began: float
+
+
 _finished: list[Path] = []
-_sweep: list[Path] = []
+_sweep: list[Sweep] = []
 
 
 class OutputDirectory(Callback):
@@ -42,7 +53,7 @@ class OutputDirectory(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job."""
         _make(Path(config.hydra.sweep.dir))
-        _sweep.append(Path(config.hydra.sweep.dir))
+        _sweep.append(Sweep(Path(config.hydra.sweep.dir), config.plots, time.time()))
 
 
 def _make(directory: Path) -> None:
@@ -81,8 +92,8 @@ def _check(merged: DictConfig, directory: Path) -> None:
     from coordcheck.storage import copy_atomically
 
     check = check_config(config)
-    name = directory.name if HydraConfig.get().mode == RunMode.MULTIRUN else file_name(config.name)
-    picture = None if config.plots is None else Path(config.plots) / f"{name}.png"
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    picture = None if in_sweep or config.plots is None else Path(config.plots) / f"{file_name(config.name)}.png"
     check.save(directory)
     if picture is not None:
         copy_atomically(directory / PICTURE, picture)
@@ -107,7 +118,12 @@ def main() -> None:
         if not _sweep:
             raise
     if _sweep:
-        raise SystemExit(_end_of_sweep(_sweep[-1]))
+        try:
+            code = _end_of_sweep(_sweep[-1])
+        except ValueError as error:
+            print(f"coordcheck: {error}", file=sys.stderr)
+            code = 1
+        raise SystemExit(code)
     if _finished:
         raise SystemExit(_exit_code(_finished))
 
@@ -127,21 +143,32 @@ def _exit_code(directories: list[Path]) -> int:
     return exit_code(said)
 
 
-def _end_of_sweep(directory: Path) -> int:
+def _end_of_sweep(sweep: Sweep) -> int:
     """The summary of a sweep and its exit code."""
     from coordcheck.report import make_console, summarize
     from coordcheck.result import RECORDS, CoordCheck
+    from coordcheck.storage import copy_atomically
 
-    jobs = sorted(path.parent for path in directory.glob("**/.hydra"))
+    jobs = _jobs(sweep)
     checks = {job: CoordCheck.load(job) for job in jobs if (job / RECORDS).is_file() and not (job / ERROR).is_file()}
     console = make_console()
     if checks:
-        summarize(checks, directory, console)
+        summary = summarize(checks, sweep.directory, console)[0]
+        if sweep.plots is not None:
+            picture = Path(sweep.plots) / f"{sweep.directory.name}.png"
+            copy_atomically(summary, picture)
+            console.print(f"Picture: {picture}", markup=False)
     for job in jobs:
         if job not in checks:
             reason = (job / ERROR).read_text().strip() if (job / ERROR).is_file() else "left no records"
             console.print(f"{job.name}: {reason}", style="bold red", markup=False)
     return _exit_code(jobs)
+
+
+def _jobs(sweep: Sweep) -> list[Path]:
+    """The directories of a sweep's jobs in the order of their start, without those that an earlier sweep left there."""
+    starts = {path.parent.parent: path.stat().st_mtime for path in sweep.directory.glob("**/.hydra/config.yaml")}
+    return sorted((job for job, start in starts.items() if start >= sweep.began), key=starts.__getitem__)
 
 
 def audit() -> None:

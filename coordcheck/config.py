@@ -25,8 +25,9 @@ LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to com
 E = TypeVar("E", bound=StrEnum)
 KINDS = ("activation", "delta", "effective_update", "gradient")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
-# keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
-BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots"})
+PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
+# keys that say how a check is run and kept, and those that no recorded number depends on
+BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", PARAMETERS})
 NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
 
 

@@ -17,12 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from coordcheck.audit_result import FAULTS as AUDIT_FAULTS
 from coordcheck.slopes import cell_columns, sizes
 from coordcheck.storage import write_atomically
-from coordcheck.verdict import FAILURES, worst_first
+from coordcheck.verdict import FAILURES, first_at_fault, worst_first
 
 if TYPE_CHECKING:
     from coordcheck.audit_result import Audit
@@ -127,20 +128,25 @@ def pick_steps(steps: Sequence[int]) -> list[int]:
 def draw_panel(
     axes: Axes, curves: pd.DataFrame, slopes: pd.DataFrame, colours: Mapping[str, tuple[float, ...]]
 ) -> None:
-    """Lines over widths with their spread over seeds."""
+    """Lines over widths, with the names and slopes of the worst."""
+    lines = draw_lines(axes, curves, colours)
+    label_worst(axes, slopes, {module: float(np.asarray(line.get_ydata())[-1]) for module, line in lines.items()})
+
+
+def draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, tuple[float, ...]]) -> dict[str, Line2D]:
+    """Lines over widths with their spread over seeds; those of modules that are zero or not finite are left out."""
     table = curves.assign(size=sizes(curves))
     table = table[np.isfinite(table["size"]) & (table["size"] > 0)]
     widths = sorted(curves["width"].unique())
-    ends: dict[str, float] = {}
+    lines: dict[str, Line2D] = {}
     for module, group in table.groupby("module", sort=False):
         by_width = group.groupby("width")["size"].agg(["min", "max", _geometric_mean])
         low, high, middle = (by_width.iloc[:, i].to_numpy() for i in range(3))
         at = by_width.index.to_numpy()
         colour = colours[str(module)]
         axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(at, middle, color=colour, linewidth=1.1, marker="o", markersize=2.2)
-        ends[str(module)] = float(middle[-1])
-    if not ends:
+        (lines[str(module)],) = axes.plot(at, middle, color=colour, linewidth=1.1, marker="o", markersize=2.2)
+    if not lines:
         axes.set(xlim=(widths[0], widths[-1]), ylim=(0.1, 10.0))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -150,7 +156,7 @@ def draw_panel(
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=SMALL)
     axes.grid(alpha=0.25, linewidth=0.5)
-    label_worst(axes, slopes, ends)
+    return lines
 
 
 def _geometric_mean(values: pd.Series) -> float:
@@ -254,7 +260,7 @@ def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> A
 
 
 def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[str | None]]) -> Figure:
-    """A grid of cells: activations of the last step against width, and the verdict of each cell.
+    """A grid of cells: activations of the last step against width, the verdict, and where a fault starts.
 
     Args:
         checks: By label.
@@ -272,10 +278,14 @@ def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[s
                 draw_summary_panel(panels[r, c], label, checks[label])
                 panels[r, c].set_xlabel("width" if r == rows - 1 else "")
         panels[r, 0].set_ylabel("mean |entry| (l1)")
-    make_headroom(panels[0, 0], 0.18)
+    make_headroom(panels[0, 0], 0.33)
     tally = pd.Series([check.verdict for check in checks.values()]).value_counts()
     counted = ", ".join(f"{count} {name}" for name, count in tally.items())
-    figure.suptitle(f"{counted}: activations at the last step\none line per module, dark input to bright output")
+    figure.suptitle(
+        f"{counted}\nsize of each module's output after the last step against width: flat is good\n"
+        "one line per module, dark input to bright output; thick and red: where a fault starts",
+        fontsize=11,
+    )
     return figure
 
 
@@ -287,9 +297,48 @@ def draw_summary_panel(axes: Axes, label: str, check: "CoordCheck") -> None:
         slopes = check.slopes[check.slopes["step"] == last]
     kind = slopes["kind"].iloc[0]
     curves = check.records[(check.records["step"] == last) & (check.records["kind"] == kind)]
-    draw_panel(axes, curves, slopes, depth_colours(list(check.slopes.sort_values("order")["module"].unique())))
+    lines = draw_lines(axes, curves, depth_colours(list(check.slopes.sort_values("order")["module"].unique())))
+    mark_first_at_fault(axes, check.slopes, lines)
+    label_extremes(axes, slopes)
     title = f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}"
     axes.set_title(title, fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold")
+
+
+def mark_first_at_fault(axes: Axes, slopes: pd.DataFrame, lines: Mapping[str, Line2D]) -> None:
+    """Names the module where a fault starts, if there is one, and makes its line stand out."""
+    first = first_at_fault(slopes)
+    if first is None:
+        return
+    if first["module"] in lines:
+        lines[first["module"]].set(color=VERDICT_COLOURS["fail"], linewidth=3.2, markersize=6, zorder=4)
+    axes.text(
+        0.03,
+        0.97,
+        f"{MARKS[first['verdict']]} fault starts at {first['module']}: {first['slope']:+.2f}\n"
+        f"{first['kind']}, step {first['step']}",
+        transform=axes.transAxes,
+        va="top",
+        fontsize=SMALL + 2,
+        fontweight="bold",
+        color=VERDICT_COLOURS["fail"],
+    )
+
+
+def label_extremes(axes: Axes, slopes: pd.DataFrame) -> None:
+    """Names the modules with the highest and the lowest slope, and their verdicts, below where a fault is named."""
+    known = slopes.dropna(subset="slope").sort_values("order", kind="stable")
+    if not len(known):
+        return
+    ends = {"highest": known.iloc[int(known["slope"].argmax())], "lowest": known.iloc[int(known["slope"].argmin())]}
+    axes.annotate(
+        "\n".join(f"{end} slope: {row['module']} {row['slope']:+.2f}, {row['verdict']}" for end, row in ends.items()),
+        (0.03, 0.97),
+        xycoords="axes fraction",
+        xytext=(0, -26),
+        textcoords="offset points",
+        va="top",
+        fontsize=SMALL,
+    )
 
 
 def audit_figure(audit: "Audit") -> Figure:

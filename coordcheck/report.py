@@ -13,7 +13,7 @@ from rich.table import Table
 
 from coordcheck import audit_result
 from coordcheck.audit_result import Audit
-from coordcheck.config import BOOKKEEPING, flatten
+from coordcheck.config import BOOKKEEPING, PARAMETERS, flatten
 from coordcheck.initial_loss import InitialLoss
 from coordcheck.plot import describe_cell, save_figure, summary_figure
 from coordcheck.result import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
@@ -98,6 +98,7 @@ def markdown(check: CoordCheck) -> str:
         "",
         str(check.control),
         *(["", str(initial_loss)] if initial_loss else []),
+        *parameters_section(check.config.get(PARAMETERS, {})),
         *(["", *check.skipped] if check.skipped else []),
         "",
         f"![curves and slopes]({PICTURE})",
@@ -117,6 +118,16 @@ def markdown(check: CoordCheck) -> str:
         *(["", f"Corpus sha256 {check.corpus_sha256}"] if check.corpus_sha256 else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def parameters_section(counts: Mapping[str, int]) -> list[str]:
+    """Lines on the size of the models; none for records of unknown models.
+
+    >>> parameters_section({"64": 904_320, "1024": 42_012_672})
+    ['', 'Parameters: 0.904 M (width 64) to 42 M (width 1024).']
+    """
+    sizes = " to ".join(f"{count / 1e6:.3g} M (width {width})" for width, count in counts.items())
+    return ["", f"Parameters: {sizes}."] if sizes else []
 
 
 def audit_rows(audit: Audit) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 TINY = ["experiment=tiny", "widths=[64,128,256]", "seeds=3", "data.context=16", "data.batch=2"]
+GALLERY = [*TINY[1:], "steps=1", "seeds=2", "control=false", "audit=false"]
 NO_TORCH = "import sys; sys.modules['torch'] = None; import coordcheck.cli; "
 
 
@@ -170,6 +171,12 @@ def test_bad_configuration_is_a_message_and_not_a_traceback(tmp_path, arguments,
     assert not (tmp_path / "checks/runs").exists()
 
 
+def test_a_summary_that_cannot_be_written_is_a_message(tmp_path):
+    code, _, err = run(tmp_path, "-m", *GALLERY, "readout=constant,zero", "plots=/dev/null/x")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("coordcheck: /dev/null/x/")
+
+
 @pytest.mark.parametrize("key", ["runs", "plots"])
 def test_a_directory_that_cannot_be_written_is_a_message(tmp_path, key):
     code, _, err = run(tmp_path, *TINY, "steps=1", "seeds=2", "control=false", f"{key}=/dev/null/x")
@@ -206,7 +213,8 @@ def test_a_sweep_ends_with_one_summary_and_one_exit_code_and_survives_a_bad_cell
     assert (sweep / "summary.png").stat().st_size > 10_000
     assert "makes the shared embedding zero" in err
     assert out.count("makes the shared embedding zero") == 1
-    assert len(list((tmp_path / "plots").iterdir())) == 3
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == [f"{sweep.name}.png"]
+    assert (tmp_path / f"plots/{sweep.name}.png").read_bytes() == (sweep / "summary.png").read_bytes()
     cells = sorted(path.name for path in sweep.iterdir() if path.is_dir())
     code, out, _ = run(tmp_path, str(sweep), entry="report", prelude=NO_TORCH)
     assert code in (0, 4)
@@ -223,6 +231,25 @@ def test_a_job_that_breaks_leaves_the_summary_of_the_others(tmp_path):
     assert "division by zero" in err
     assert "left no records" in out
     assert "1 cell\n" in out
+
+
+def test_an_experiment_of_many_cells_is_one_command_with_one_picture(tmp_path):
+    code, out, err = run(tmp_path, "experiment=mup_shared_readout", *GALLERY)
+    assert (code, err) == (3, "")
+    summary = pd.read_csv(tmp_path / "checks/mup_shared_readout/summary.csv")
+    assert summary["cell"].str.extract("embedding=([a-z_]*)")[0].tolist() == ["untied", "tied_rescaled", "tied"] * 2
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["mup_shared_readout.png"]
+    assert "Picture: plots/mup_shared_readout.png" in out
+
+
+def test_what_an_earlier_sweep_left_is_not_in_the_summary_of_the_next(tmp_path):
+    arguments = ["-m", *GALLERY, "hydra.sweep.dir=checks/both", "plots=null"]
+    run(tmp_path, *arguments, "readout=constant,zero")
+    run(tmp_path, *arguments, "readout=zero,fan_in")
+    assert len(list((tmp_path / "checks/both").glob("*/records.parquet"))) == 3
+    cells = pd.read_csv(tmp_path / "checks/both/summary.csv")["cell"]
+    assert cells.tolist() == ["readout=zero", "readout=fan_in"]
+    assert not (tmp_path / "plots").exists()
 
 
 def test_ctrl_c_keeps_finished_runs_and_the_command_goes_on(tmp_path):

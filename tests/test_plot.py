@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from coordcheck import CoordCheck
 from coordcheck.plot import (
     LABELLED,
+    VERDICT_COLOURS,
     depth_colours,
     draw_heat_map,
     draw_panel,
@@ -134,3 +135,21 @@ def test_the_summary_has_a_panel_for_each_cell(failing, gate):
     figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"], [None, None]])
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a=1\nFAIL", "a=2\nPASS"]
     assert "1 fail, 1 pass" in figure.get_suptitle()
+
+
+def test_the_summary_names_where_a_fault_starts_and_its_line_stands_out(failing, gate):
+    passing = check_of(gate, {("wte", "activation", 0): power(0.0), ("head", "activation", 0): power(-0.1)})
+    figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"]])
+    (fault, extremes), (alone,) = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert fault == "▲ fault starts at fc: +0.40\nactivation, step 1"
+    assert extremes.replace("-0.00", "+0.00") == "highest slope: proj +0.90, explodes\nlowest slope: wte +0.00, pass"
+    assert alone == "highest slope: wte +0.00, pass\nlowest slope: head -0.10, pass"
+    widest = [max(axes.lines, key=lambda line: line.get_linewidth()) for axes in figure.axes]
+    assert [line.get_color() for line in widest] == [VERDICT_COLOURS["fail"], depth_colours(["wte", "head"])["wte"]]
+
+
+def test_the_texts_of_a_summary_panel_do_not_overlap(failing):
+    figure = summary_figure({"a=1": failing}, [["a=1"]])
+    figure.draw_without_rendering()
+    fault, extremes = (text.get_window_extent() for text in figure.axes[0].texts)
+    assert fault.y0 >= extremes.y1
