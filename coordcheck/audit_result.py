@@ -35,7 +35,6 @@ class Audit:
         findings: What is wrong or worth knowing, worst first.
         verdict: "fail" with any fault, "inconclusive" if a learning rate could not be judged, else "pass".
         expect: Whose exponents were expected.
-        readout: The init of the readout, where it was chosen.
         widths: At which the model was built.
     """
 
@@ -43,13 +42,10 @@ class Audit:
     findings: list[Finding]
     verdict: str
     expect: str
-    readout: str | None
     widths: list[int]
 
     @classmethod
-    def from_parameters(
-        cls, measured: pd.DataFrame, widths: list[int], expect: str, tolerance: float, readout: str | None = None
-    ) -> "Audit":
+    def from_parameters(cls, measured: pd.DataFrame, widths: list[int], expect: str, tolerance: float) -> "Audit":
         """Judges a table as :func:`coordcheck.auditing.measure` returns it.
 
         Args:
@@ -57,9 +53,8 @@ class Audit:
             widths: At which the model was built.
             expect: "mup" or "sp".
             tolerance: How far an exponent may lie from the expected one.
-            readout: The readout's init, where it was chosen; see :func:`coordcheck.theory.forms`.
         """
-        expected = [_expected_form(row, expect, tolerance, readout) for row in _rows(measured)]
+        expected = [_expected_form(row, expect, tolerance) for row in _rows(measured)]
         judged = measured.assign(
             expected_std_exponent=[form.std for form, _ in expected],
             expected_lr_exponent=[form.lr for form, _ in expected],
@@ -73,7 +68,7 @@ class Audit:
         judged["verdict"] = [worst.get(name, "pass") for name in judged["parameter"]]
         said = {finding.verdict for finding in found}
         verdict = "fail" if said & {*FAULTS} else "inconclusive" if said & {*UNDECIDED} else "pass"
-        return cls(judged[COLUMNS], found, verdict, expect, readout, widths)
+        return cls(judged[COLUMNS], found, verdict, expect, widths)
 
     @classmethod
     def load(cls, directory: str | Path, said: Mapping[str, Any], tolerance: float) -> "Audit":
@@ -88,7 +83,7 @@ class Audit:
         words = ["tied_to", "update", "rules"]
         table = pd.read_csv(Path(directory) / TABLE, dtype=dict.fromkeys(words, "str"))
         table[words] = table[words].fillna("")
-        return cls.from_parameters(table, list(said["widths"]), said["expect"], tolerance, said["readout"])
+        return cls.from_parameters(table, list(said["widths"]), said["expect"], tolerance)
 
     def sentence(self) -> str:
         """The verdict in words."""
@@ -111,7 +106,6 @@ class Audit:
             "verdict": self.verdict,
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "expect": str(self.expect),
-            "readout": None if self.readout is None else str(self.readout),
             "widths": self.widths,
         }
 
@@ -159,10 +153,10 @@ def _rows(frame: pd.DataFrame) -> list[Row]:
     return frame.to_dict("records")  # type: ignore[return-value]
 
 
-def _expected_form(row: Row, expect: str, tolerance: float, readout: str | None) -> tuple[Form, tuple[Form, ...]]:
+def _expected_form(row: Row, expect: str, tolerance: float) -> tuple[Form, tuple[Form, ...]]:
     """The form that a parameter has, else the usual one; and all that it may have."""
     update = row["update"] if row["update"] in ("adam", "sgd") else "adam"
-    allowed = forms(expect, row["role"], update, tied=bool(row["tied_to"]), readout=readout)
+    allowed = forms(expect, row["role"], update, tied=bool(row["tied_to"]))
     known = tuple(form for form in allowed if form.multiplier == row["multiplier_exponent"])
     candidates = known if known and not row["tied_to"] else allowed
 

@@ -39,8 +39,6 @@ def audit(
     widths: Sequence[int] = (64, 128, 256),
     optimizer: MakeOptimizer | None = None,
     expect: str = "mup",
-    *,
-    readout: str | None = None,
 ) -> Audit:
     """Audits how a model of yours is initialized, and how that and its learning rates scale. Nothing is trained.
 
@@ -50,7 +48,6 @@ def audit(
         widths: d_model, at least three distinct values.
         optimizer: From model to its optimizer; None leaves learning rates and decays out.
         expect: Whose exponents to expect, "mup" or "sp".
-        readout: The init of the readout where it was chosen, see :func:`coordcheck.theory.forms`.
 
     Returns:
         The audit: its ``parameters`` (one row each), ``findings`` and ``verdict``.
@@ -67,17 +64,16 @@ def audit(
     """
     check_axes(widths, [0], 1, ["activation"])
     gate = dataclasses.replace(default_gate(), expect=member(Parametrization, "expect", expect))
-    return _judged(build, [int(width) for width in widths], optimizer, gate, readout)
+    return _judged(build, [int(width) for width in widths], optimizer, gate)
 
 
-def audit_cell(cell: Cell, widths: Sequence[int], gate: GateConfig, readout: str | None = None) -> Audit:
+def audit_cell(cell: Cell, widths: Sequence[int], gate: GateConfig) -> Audit:
     """Audits a cell on CPU, as :func:`audit` does a model.
 
     Args:
         cell: What is built.
         widths: At least three.
         gate: Whose exponents to expect, and how far beyond them still passes.
-        readout: As for :func:`audit`.
     """
     cpu = torch.device("cpu")
     return _judged(
@@ -85,13 +81,10 @@ def audit_cell(cell: Cell, widths: Sequence[int], gate: GateConfig, readout: str
         widths,
         lambda model: cell.optimizer(model, min(widths)),
         gate,
-        readout,
     )
 
 
-def _judged(
-    build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None, gate: GateConfig, readout: str | None
-) -> Audit:
+def _judged(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None, gate: GateConfig) -> Audit:
     ascending = sorted(widths)
     threads = torch.get_num_threads()
     # on a machine that does other things, threads wait for each other longer than these short operations take
@@ -101,7 +94,7 @@ def _judged(
             measured = measure(build, ascending, optimizer)
     finally:
         torch.set_num_threads(threads)
-    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, readout)
+    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent)
 
 
 def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None) -> pd.DataFrame:

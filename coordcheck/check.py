@@ -192,7 +192,7 @@ def _check(
     audited, unaudited = None, ""
     if audit:
         try:
-            audited = audit_cell(cell, sorted(widths)[:AUDITED], gate, readout)
+            audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
         except Exception as error:  # whatever a constructor objects to, it must not cost the check
             unaudited = f"{type(error).__name__}: {error}"
     done = RunQueue(cell, plan, widths, seeds, store(cell), workers, "check").finish()

@@ -194,7 +194,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     from coordcheck.report import exit_code, make_console, print_audit
 
     cell = make_cell(config)
-    result = audit_cell(cell, config.widths, config.gate, cell.readout)
+    result = audit_cell(cell, config.widths, config.gate)
     directory: Path = arguments.output or Path("checks") / file_name(config.name)
     result.save(directory)
     console = make_console()

@@ -256,8 +256,12 @@ class Recorder:
                 self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if name in self.roles:
                 self._calls[name] = self._calls.get(name, 0) + 1
-                for part, tensor in _tensors(output):
-                    self._record(name, part, tensor)
+                tensors = [*_tensors(output)]
+                trained = any(tensor.requires_grad for _, tensor in tensors)
+                for part, tensor in tensors:
+                    # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
+                    if tensor.requires_grad or not trained:
+                        self._record(name, part, tensor)
                 # each parameter has its place behind its module
                 for parameter in module._parameters:
                     self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))

@@ -28,8 +28,8 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
         role: Of the module; "attention_logits" for q·k, "loss" for the loss.
         kind: "activation", "delta", "effective_update" or "gradient".
         step: Updates done before.
-        readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that
-            the parametrization allows.
+        readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that muP
+            allows. Standard parametrization allows fan-in alone, so there it does not matter.
 
     Raises:
         ValueError: if the parametrization is unknown.
@@ -41,7 +41,7 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
     if parametrization == "mup":
         return _mup(role, kind, step, readout)
     if parametrization == "sp":
-        return _sp(role, kind, step, readout)
+        return _sp(role, kind, step)
     raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")
 
 
@@ -74,10 +74,7 @@ def _gradient(parametrization: str, role: str) -> Expectation:
     return Expectation(-inf, inf, "no claim")
 
 
-def _sp(role: str, kind: str, step: int, readout: str | None) -> Expectation:
-    if role == "readout" and kind == "activation" and step == 0:
-        start = 0.5 if readout == "constant" else 0.0
-        return Expectation(start, start, f"{EVERETT}, table 1: a sum of width independent terms")
+def _sp(role: str, kind: str, step: int) -> Expectation:
     if kind == "activation" and step == 0:
         return Expectation(0.0, 0.0, f"{EVERETT}, table 1: fan-in initialization")
     if role == "input":
@@ -117,9 +114,7 @@ _MUP_FORMS: dict[str, tuple[float, float, float, tuple[float, ...]]] = {
 }
 
 
-def forms(
-    parametrization: str, role: str, update: str, *, tied: bool = False, readout: str | None = None
-) -> tuple[Form, ...]:
+def forms(parametrization: str, role: str, update: str, *, tied: bool = False) -> tuple[Form, ...]:
     """How the init std and the learning rate of a weight may scale, the usual form first.
 
     A weight multiplied by width^m in the forward pass needs width^-m times the std; its gradient grows by width^m, so
@@ -130,7 +125,6 @@ def forms(
         role: Of the weight.
         update: "adam" if a step does not depend on the size of the gradient, "sgd" if it is proportional to it.
         tied: Whether an embedding's weight is the readout's too.
-        readout: Init of the readout, where it was chosen: "constant" allows a constant std in "sp".
 
     Raises:
         ValueError: if the parametrization is unknown.
@@ -144,6 +138,6 @@ def forms(
         return tuple(Form(std + s, lr + slope * s, -s, f"{TPV}, tables 3, 8 and 9") for s in shifts)
     if parametrization == "sp":
         std = -0.5 if role in ("hidden", "readout") else 0.0
-        choices = (0.0, -0.5) if tied or (role, readout) == ("readout", "constant") else (std,)
+        choices = (0.0, -0.5) if tied else (std,)
         return tuple(Form(choice, 0.0, 0.0, f"{EVERETT}, table 1: fan-in initialization") for choice in choices)
     raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")

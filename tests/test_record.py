@@ -474,3 +474,18 @@ def test_a_finished_run_frees_its_model_without_waiting_for_the_garbage_collecto
     finally:
         gc.enable()
     assert freed[-1]
+
+
+def test_a_constant_beside_a_trained_output_is_left_out():
+    """As T5's cross-attention returns a position bias of zeros, which would look dead."""
+
+    class WithMask(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), torch.zeros(3)
+
+    model = nn.Sequential(WithMask(4, 8))
+    with Recorder(model, width=8, kinds=["activation", "delta"]) as recorder:
+        for _ in range(2):
+            model(torch.ones(2, 4))
+            recorder.step()
+    assert set(recorder.records()["module"]) == {"0[0]", "(model)[0]"}

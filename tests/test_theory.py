@@ -32,8 +32,8 @@ from coordcheck.theory import expected, forms
         ("mup", "readout", "delta", 1, "zero", -0.5, 0.0),
         ("mup", "attention_logits", "activation", 0, None, -0.5, 0.0),
         ("sp", "hidden", "activation", 0, None, 0.0, 0.0),
-        # width independent terms of size 1 without a multiplier
-        ("sp", "readout", "activation", 0, "constant", 0.5, 0.5),
+        # width independent terms of size width^-1/2; terms of size 1 grow, which is a fault whoever chose them
+        ("sp", "readout", "activation", 0, "constant", 0.0, 0.0),
         ("sp", "readout", "activation", 0, "fan_in", 0.0, 0.0),
     ],
 )
