@@ -1,16 +1,12 @@
-"""Records the size of every activation of a model while it trains, in anybody's training loop.
+"""Records sizes of what a model computes while it trains, in anybody's training loop: the hooks and the frame.
 
-A statistic is built from sums (of absolute values, of squares, of non-finite entries) and a maximum, in
-float32 or better, so that several calls of a module within one step add up exactly. Sums stay on the device
-until :meth:`Recorder.records` moves all of them at once: a recorded step never waits for the GPU. What the
-sizes should be, and how they scale, is for the modules that read the records.
+Sums stay on the device until :meth:`Recorder.records` moves all of them at once: a recorded step never waits for the
+GPU. What the sizes should be, and how they scale, is for the modules that read the records.
 """
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
@@ -20,98 +16,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from coordcheck.attention import AttentionObserver, attention_logit_sums
 from coordcheck.config import KINDS, ROOT
+from coordcheck.effective_update import effective_update, updated_parameters
+from coordcheck.initial_loss import CLASSES, LOSS
 from coordcheck.parametrization import attached_roles
 from coordcheck.slopes import RECORD_COLUMNS
-
-INT32_MAX = 2**31 - 1  # entries that torch.dot takes on a GPU
-CPU_CHUNK = 2**20  # torch.dot on CPU loses 1e-5 and more on longer vectors
-
-
-def sums(x: Tensor) -> Tensor:
-    """The sums that l1, rms and max are made of.
-
-    ``torch.linalg.vector_norm`` is not used: its float32 sum on CPU is off by 5e-3 at 16.8M elements, more
-    the larger the tensor, which tilts slopes.
-
-    Args:
-        x: Floating-point, any shape.
-
-    Returns:
-        On the device of `x`, at least float32: [sum of abs, sum of squares, max of abs, non-finite entries].
-    """
-    x = x.detach()
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()
-    size = x.abs()
-    total = size.sum(dtype=x.dtype)
-    chunks = torch.split(x.reshape(-1), CPU_CHUNK if x.device.type == "cpu" else INT32_MAX)
-    squares = torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
-    # Reading a value of a CPU tensor is free, counting is not; on a GPU it is the other way round.
-    if x.device.type == "cpu" and math.isfinite(total):
-        nonfinite = torch.zeros_like(total)
-    else:
-        nonfinite = x.numel() - torch.isfinite(x).sum(dtype=x.dtype)
-    return torch.stack([total, squares, size.amax(), nonfinite])
-
-
-def attention_logit_sums(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """The sum of squares of ``scale * query @ key^T`` without the matrix: |QK^T|_F^2 = tr(Q^T Q K^T K).
-
-    The sum runs over all pairs of positions: the causal mask, which would remove half of them, is ignored.
-    The sum of absolute values and the maximum have no such form and are NaN.
-
-    Args:
-        query: (..., H, L, K).
-        key: (..., H or a divisor of H, S, K).
-        scale: What query·key is multiplied by.
-
-    Returns:
-        As :func:`sums`.
-    """
-    query, key = query.detach(), key.detach()
-    device = query.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        if query.dtype in (torch.bfloat16, torch.float16):
-            query, key = query.float(), key.float()
-        gram_q = query.mT @ query
-        gram_k = key.mT @ key
-        if gram_q.dim() > 2 and gram_q.shape[-3] != gram_k.shape[-3]:
-            gram_k = gram_k.repeat_interleave(gram_q.shape[-3] // gram_k.shape[-3], dim=-3)
-        squares = scale**2 * (gram_q * gram_k).sum()
-    unknown = torch.full_like(squares, math.nan)
-    return torch.stack([unknown, squares, unknown, (~squares.isfinite()).to(squares.dtype)])
-
-
-@torch.no_grad()
-def projected_heads(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Queries and keys of a call of ``F.multi_head_attention_forward``, computed anew from its arguments.
-
-    The call makes them out of any caller's sight. A position that it adds itself, ``bias_k`` or ``add_zero_attn``, is
-    left out.
-
-    Args:
-        call: The call's arguments by name; ``query`` (L, N, E) and ``key`` (S, N, E), or both without N.
-
-    Returns:
-        (N, H, L, K) and (N, H, S, K), or both without N.
-    """
-    inputs: tuple[Tensor, Tensor] = call["query"], call["key"]
-    width = inputs[0].shape[-1]
-    weights = call["q_proj_weight"], call["k_proj_weight"]
-    if not call["use_separate_proj_weight"]:
-        weights = call["in_proj_weight"].split(width)[:2]
-    biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].split(width)[:2]
-    query, key = (
-        F.linear(x, weight, bias).view(*x.shape[:-1], call["num_heads"], -1).movedim(0, -2)
-        for x, weight, bias in zip(inputs, weights, biases, strict=True)
-    )
-    return query, key
+from coordcheck.sums import sums
 
 
 @dataclass(frozen=True)
@@ -152,29 +66,6 @@ class _Row:
         return l1, rms, self.largest, int(self.nonfinite), self.count
 
 
-class _AttentionObserver(TorchFunctionMode):
-    """Sees every attention that the model computes by one of torch's functions, with its actual scale."""
-
-    multi_head = inspect.signature(F.multi_head_attention_forward)
-
-    def __init__(self, seen: Callable[[Tensor, Tensor, float], None]):
-        super().__init__()
-        self.seen = seen
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            named = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
-            scale = named.get("scale")
-            head_size = named["query"].shape[-1]
-            self.seen(named["query"], named["key"], head_size**-0.5 if scale is None else scale)
-        elif func is F.multi_head_attention_forward:
-            call = self.multi_head.bind(*args, **(kwargs or {}))
-            call.apply_defaults()
-            query, key = projected_heads(call.arguments)
-            self.seen(query, key, query.shape[-1] ** -0.5)
-        return func(*args, **(kwargs or {}))
-
-
 class Recorder:
     """Records the outputs of a model's modules.
 
@@ -182,8 +73,13 @@ class Recorder:
         model: Hooks are on its modules while the recorder is entered. Not yet compiled.
         width: d_model, for the records.
         seed: For the records.
-        kinds: "activation", and "delta" against step 0, which needs the same batch at every step. Modules whose
-            output then has another shape, as in a mixture of experts, have no delta.
+        kinds: "activation"; "delta" against step 0, which needs the same batch at every step (modules whose output
+            then has another shape, as in a mixture of experts, have none); "effective_update", the part of a layer's
+            delta that its own update made, see :mod:`coordcheck.effective_update`; "gradient" of the loss, by outputs
+            under the module's name and by parameters under theirs. Deltas keep a copy of the outputs of step 0,
+            effective updates one of the weights. Gradients are those of whatever ``backward`` was called on: of micro-
+            batches, those by outputs are pooled and those by parameters are what they add up to, before any clipping.
+            Outputs have none inside a reentrant checkpoint, nor where the model then changes them in place.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 
@@ -219,28 +115,39 @@ class Recorder:
         self.width = width
         self.seed = seed
         self.kinds = tuple(kinds)
+        self._parameter_roles = roles = attached_roles(model) if roles is None else roles
         self.names = select_modules(model, modules)
-        roles = attached_roles(model) if roles is None else roles
         self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
         self._with_parameters = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
         self.current_step = 0
         self._entries: list[_Entry] = []
+        self._parameter_gradients: dict[tuple[int, str], _Entry] = {}
+        self._order: dict[str, int] = {}
         self._first: dict[tuple[str, str], list[Tensor]] = {}
+        self._start: dict[nn.Parameter, Tensor] = {}
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
+        self._classes: int | None = None
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
         self._handles: list[RemovableHandle] = []
-        self._observer: _AttentionObserver | None = None
+        self._observer: AttentionObserver | None = None
 
     def __enter__(self) -> "Recorder":
         # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
-        self._observer = _AttentionObserver(self._record_attention)
+        self._observer = AttentionObserver(self._record_attention)
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
-            self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+            self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
+        if "gradient" in self.kinds:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and name.rpartition(".")[0] in self.roles:
+                    hook = self._record_parameter_gradient(name)
+                    self._handles.append(
+                        parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                    )
         return self
 
     def __exit__(
@@ -250,6 +157,7 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._first.clear()
+        self._start.clear()
         self._observer = None
 
     def step(self) -> None:
@@ -283,34 +191,48 @@ class Recorder:
             )
         self._varying |= varying
 
+    def record_loss(self, loss: Tensor) -> None:
+        """Records the loss of this step as the module "(loss)" of role "loss".
+
+        Args:
+            loss: One entry.
+        """
+        if "activation" in self.kinds:
+            self._add("(loss)", "", LOSS, "activation", 1, sums(loss.reshape(1)))
+
     def records(self) -> pd.DataFrame:
         """What was recorded, with one transfer from the device.
 
         Returns:
             One row per (step, module, kind) with the columns :data:`coordcheck.slopes.RECORD_COLUMNS`: l1 the
             mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
-            the number of non-finite entries among count.
+            the number of non-finite entries among count. ``attrs["classes"]`` is the last dimension of what the last
+            readout gave.
         """
         rows: dict[tuple[int, str, str], _Row] = {}
-        order: dict[str, int] = {}
-        for entry, moved in zip(self._entries, self._moved_sums(), strict=True):
+        order = dict(self._order)
+        entries = [*self._entries, *self._parameter_gradients.values()]
+        for entry, moved in zip(entries, self._moved_sums(entries), strict=True):
             order.setdefault(entry.label, len(order))
             if entry.kind != "delta" or entry.module not in self._varying | self._mismatched.keys():
                 rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.count, moved)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             [
                 (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
                 for (step, module, kind), row in rows.items()
             ],
             columns=list(RECORD_COLUMNS),
         ).astype({"role": "string"})
+        if self._classes is not None:
+            frame.attrs[CLASSES] = self._classes
+        return frame
 
-    def _moved_sums(self) -> list[list[float]]:
-        if not self._entries:
+    def _moved_sums(self, entries: Sequence[_Entry]) -> list[list[float]]:
+        if not entries:
             return []
-        dtype = reduce(torch.promote_types, (entry.sums.dtype for entry in self._entries))
-        device = self._entries[0].sums.device
-        moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in self._entries]).cpu().tolist()
+        dtype = reduce(torch.promote_types, (entry.sums.dtype for entry in entries))
+        device = entries[0].sums.device
+        moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in entries]).cpu().tolist()
         return moved
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
@@ -324,8 +246,8 @@ class Recorder:
 
         return hook
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if _in_backward():
                 return
             self._stack.pop()
@@ -336,12 +258,23 @@ class Recorder:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 for part, tensor in _tensors(output):
                     self._record(name, part, tensor)
+                # each parameter has its place behind its module
+                for parameter in module._parameters:
+                    self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))
+                if "effective_update" in self.kinds and output is not None:  # None after an error
+                    self._record_effective_update(name, module, args, kwargs)
 
         return hook
 
     def _record(self, name: str, part: str, output: Tensor) -> None:
+        if self.roles[name] == "readout":
+            self._classes = output.shape[-1]
         if "activation" in self.kinds:
             self._add(name, part, self.roles[name], "activation", output.numel(), sums(output))
+        if "gradient" in self.kinds and output.requires_grad:
+            # a place in forward order, for gradients arrive in the reverse
+            self._order.setdefault((name or ROOT) + part, len(self._order))
+            output.register_hook(self._record_gradient(name, part))  # type: ignore[no-untyped-call]
         # what no parameter reaches, a mask or a rotary embedding, cannot change; without gradients nobody knows
         untrainable = name not in self._with_parameters and torch.is_grad_enabled() and not output.requires_grad
         if "delta" not in self.kinds or untrainable:
@@ -359,6 +292,32 @@ class Recorder:
             before = [tuple(x.shape) for x in first]
             self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {before}"
 
+    def _record_gradient(self, name: str, part: str) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self._add(name, part, self.roles[name], "gradient", gradient.numel(), sums(gradient))
+
+        return hook
+
+    def _record_parameter_gradient(self, name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient, role = parameter.grad.to_dense(), self._parameter_roles.get(name)
+            # in place of what an earlier micro-batch of this step left
+            entry = _Entry(self.current_step, name, "", role, "gradient", gradient.numel(), sums(gradient))
+            self._parameter_gradients[self.current_step, name] = entry
+
+        return hook
+
+    def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        own = updated_parameters(module)
+        if self.current_step == 0:
+            # by parameter, so that a tied weight is kept once
+            self._start.update({p: p.detach().clone() for p in own.values() if p not in self._start})
+        elif own and all(p in self._start for p in own.values()):
+            start = {parameter_name: self._start[p] for parameter_name, p in own.items()}
+            for part, tensor in _tensors(effective_update(module, args, kwargs, start)):
+                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
+
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
         name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
@@ -367,6 +326,7 @@ class Recorder:
             self._add(name, "[attention_logits]", "attention_logits", "activation", count, logits)
 
     def _add(self, name: str, part: str, role: str | None, kind: str, count: int, moved: Tensor) -> None:
+        self._order.setdefault((name or ROOT) + part, len(self._order))
         self._entries.append(_Entry(self.current_step, name, part, role, kind, count, moved))
 
 

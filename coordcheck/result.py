@@ -17,6 +17,7 @@ from coordcheck import verdict as verdicts
 from coordcheck.audit_result import TABLE as AUDIT_TABLE
 from coordcheck.audit_result import Audit
 from coordcheck.config import GateConfig, default_gate, gate_from
+from coordcheck.initial_loss import InitialLoss
 from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import Finding
@@ -121,12 +122,13 @@ class CoordCheck:
                 stacklevel=2,
             )
         control = Control() if control is None else control
-        judged = verdicts.judge(fit(records, gate.confidence), gate, readout)
+        initial_loss = InitialLoss.of(records)
+        judged = verdicts.judge(fit(records, gate.confidence), gate, readout, initial_loss)
         return cls(
             records=records,
             slopes=judged,
             verdict=verdicts.overall(judged, control.saw),
-            findings=verdicts.findings(judged, gate, verdicts.weights(records)),
+            findings=verdicts.findings(judged, gate, verdicts.weights(records), initial_loss),
             control=control,
             audit=audit,
             gate=gate,

@@ -1,13 +1,14 @@
 """Slopes and expectations to verdicts: of each curve, of a check, and the findings in words."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
 from coordcheck.config import ROOT, GateConfig
+from coordcheck.initial_loss import LOSS, InitialLoss
 from coordcheck.slopes import MIN_WIDTHS
 from coordcheck.theory import expected
 
@@ -46,13 +47,16 @@ class Finding:
         return f"{where}: {self.cause} {self.advice}"
 
 
-def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) -> pd.DataFrame:
+def judge(
+    slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None, initial_loss: InitialLoss | None = None
+) -> pd.DataFrame:
     """Adds to each curve what was expected of it and its verdict.
 
     Args:
         slopes: As :func:`coordcheck.slopes.fit` returns.
         gate: Whose exponents, and how far beyond them still passes.
         readout: The readout's init where known, see :func:`coordcheck.theory.expected`.
+        initial_loss: Where it is too high, it may not grow with width.
 
     Returns:
         `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
@@ -62,13 +66,16 @@ def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) ->
         expected(gate.expect, role, kind, step, readout)
         for role, kind, step in zip(slopes["role"], slopes["kind"], slopes["step"], strict=True)
     ]
+    if initial_loss is not None and initial_loss.too_high:
+        starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
+        ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
     low = np.array([r.low for r in ranges]) - slopes["kind"].map(gate.tolerance.vanishes).to_numpy(float)
     high = np.array([r.high for r in ranges]) + slopes["kind"].map(gate.tolerance.explodes).to_numpy(float)
     zero_is_due = _zero_is_due(slopes, readout)
     verdict = np.select(
         [
             slopes["n_nonfinite"] > 0,
-            (slopes["n_zero"] == slopes["n_runs"]) & zero_is_due,
+            ((slopes["n_zero"] == slopes["n_runs"]) & zero_is_due) | ((slopes["role"] == LOSS) & np.isinf(high)),
             slopes["n_zero"] > 0,
             slopes["n_widths"] < MIN_WIDTHS,
             slopes["ci_low"] > high,
@@ -92,13 +99,18 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     """Where a curve may be exactly zero.
 
     At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
-    gradient passes the readout, so at step 1 nothing before it has changed.
+    gradient passes the readout, so at step 1 nothing before it has changed. Zero queries hold the gradient of the keys
+    back for a step more, and so on: that a layer has no gradient or update of its own counts at the last step only.
     """
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
-    return first | ((slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero)
+    last = slopes.groupby("kind")["step"].transform("max")
+    waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < last)
+    before_readout = (slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero
+    due: pd.Series = first | waiting | before_readout
+    return due
 
 
 def overall(judged: pd.DataFrame, control_saw: bool | None) -> str:
@@ -142,27 +154,46 @@ def first_at_fault(judged: pd.DataFrame) -> pd.Series | None:
     return faults.sort_values(["step", "order", "kind"], kind="stable").iloc[0]
 
 
-def findings(judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str]) -> list[Finding]:
+def findings(
+    judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str], initial_loss: InitialLoss | None = None
+) -> list[Finding]:
     """One finding for each module that does not pass, worst first.
 
     Args:
         judged: As :func:`judge` returns.
         gate: As given to it.
         parameters: The weight of each module that has one, see :func:`weights`.
+        initial_loss: As given to it.
     """
     worst = worst_first(judged[judged["verdict"] != "pass"]).drop_duplicates("module")
-    return [_finding(row, gate, parameters.get(row["module"])) for _, row in worst.iterrows()]
+    found = [_finding(row, gate, parameters.get(row["module"])) for _, row in worst.iterrows()]
+    if initial_loss is None:
+        return found
+    loss = set(judged.loc[judged["role"] == LOSS, "module"])
+    return [
+        replace(finding, cause=f"{initial_loss.cause()} It {finding.cause}")
+        if finding.module in loss and finding.verdict == "explodes"
+        else finding
+        for finding in found
+    ]
 
 
 def weights(records: pd.DataFrame) -> dict[str, str]:
     """The name of each recorded module's own weight, where it has one.
 
-    A recorder states the role of these modules only, and that of attention logits, which have none. Frames in mup's
-    format, which know no count, state other roles.
+    A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
+    in mup's format, which know no count, state other roles.
     """
-    stated = records["role"].notna() & (records["role"] != "attention_logits") & records["count"].notna()
+    parameter = records["module"].str.endswith(("weight", "bias"))  # as gradients are recorded
+    stated = (
+        ~parameter
+        & records["role"].notna()
+        & ~records["role"].isin(("attention_logits", LOSS))
+        & records["count"].notna()
+    )
     modules = records.loc[stated, "module"].unique()
-    return {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+    own = {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+    return own | {name: name for name in records.loc[parameter, "module"].unique()}
 
 
 def _finding(row: pd.Series, gate: GateConfig, parameter: str | None) -> Finding:
@@ -195,6 +226,8 @@ def describe(row: pd.Series) -> str:
 
 def format_range(low: float, high: float) -> str:
     """An expected range in words."""
+    if np.isinf(low):
+        return "any" if np.isinf(high) else f"at most {high:+.2f}"
     return f"{low:+.2f}" if low == high else f"{low:+.2f} to {high:+.2f}"
 
 

@@ -15,9 +15,11 @@ import torch.utils.checkpoint
 from conftest import plan_of, tiny_cell
 from torch import nn
 
+from coordcheck.attention import attention_logit_sums
 from coordcheck.config import ROOT
-from coordcheck.record import Recorder, attention_logit_sums, sums
+from coordcheck.record import Recorder
 from coordcheck.slopes import RECORD_COLUMNS
+from coordcheck.sums import sums
 from coordcheck.train import run
 
 CPU = torch.device("cpu")
@@ -429,10 +431,10 @@ def test_no_recorded_step_of_a_run_synchronizes(precision):
 
     transfer = Recorder._moved_sums
 
-    def moved(recorder):
+    def moved(recorder, entries):
         modes.append(torch.cuda.get_sync_debug_mode())
         torch.cuda.set_sync_debug_mode("default")
-        return transfer(recorder)
+        return transfer(recorder, entries)
 
     modes = []
     train(cell.loss)  # kernels and optimizer code that are loaded once may wait
