@@ -26,11 +26,13 @@ class Cell(ABC):
         columns: The cell's columns in every frame.
         roles: Role of each parameter, by name.
         determinants: What the numbers of its runs depend on, besides width and seed; JSON-serializable.
+        cross_entropy: Whether the loss is one, so that ln V is what a model that knows nothing has.
     """
 
     columns: Mapping[str, str]
     roles: Mapping[str, str]
     determinants: Mapping[str, Any]
+    cross_entropy: bool = True
 
     @abstractmethod
     def on_meta(self, width: int) -> nn.Module:
@@ -79,6 +81,7 @@ class OwnCell(Cell):
         self._batch = batch
         self._optimizer = optimizer
         self._loss = default_loss if loss is None else loss
+        self.cross_entropy = loss is None
         self.smallest = min(widths)
         self.roles = _own_roles(build, sorted(widths))
         self.columns = {
@@ -151,6 +154,7 @@ class LargerWithWidth(Cell):
         self.columns = cell.columns
         self.roles = cell.roles
         self.determinants = {**cell.determinants, "larger_with_width_from": smallest}
+        self.cross_entropy = cell.cross_entropy
 
     def on_meta(self, width: int) -> nn.Module:
         """The cell's."""

@@ -322,6 +322,7 @@ class PostLNCell(ConfiguredCell):
     """The encoder-decoder of DETR, which finds objects in scenes."""
 
     INPUT_SIZE = 16
+    cross_entropy = False
 
     @property
     def corpus_sha256(self) -> str | None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from coordcheck.cell import Cell
+from coordcheck.initial_loss import CLASSES
 from coordcheck.storage import RunStore
 from coordcheck.train import Cancelled, RunPlan, run
 
@@ -141,6 +142,8 @@ class RunQueue:
         records = pd.concat([frames[key] for key in fitting], ignore_index=True)
         for position, (name, value) in enumerate(self.cell.columns.items()):
             records.insert(position, name, value)
+        if not self.cell.cross_entropy:
+            records.attrs.pop(CLASSES, None)
         return records
 
     def _skipped(self) -> list[str]:

@@ -55,6 +55,7 @@ class Write:
         operations: How many the rule took; a truncated normal distribution takes several.
         size: Root mean square of the tensor afterwards, its std where it is centred.
         writer: The module whose method ordered it, where it was one.
+        call: Number of the call that carried it out.
     """
 
     code: CodeType
@@ -63,6 +64,7 @@ class Write:
     operations: int = 1
     size: float = math.nan
     writer: "weakref.ref[nn.Module] | None" = None
+    call: int = 0
 
     @property
     def rule(self) -> str:
@@ -122,6 +124,12 @@ class WriteTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._histories: dict[int, History] = {}
+        self._calls = 0
+        self._call: FrameType | None = None
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._call = None
 
     def history(self, parameter: Tensor) -> History:
         """The writes to a tensor's storage; those of a storage that was never seen are unknown."""
@@ -145,7 +153,7 @@ class WriteTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         history = self._histories.get(_storage(tensor).cdata)
         if history is None or not history.writes:
             return
-        another = _ordering_frame().f_code is not history.writes[-1].code
+        another = _ordering_frames()[0].f_code is not history.writes[-1].code
         if another or (func._schema.name in OVERWRITING and _is_whole(tensor)):
             history.writes[-1].size = root_mean_square(_whole(tensor))
 
@@ -161,14 +169,24 @@ class WriteTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if effect == FULL:
             history.covered = None
         last = history.writes[-1] if history.writes else None
-        frame = _ordering_frame()
-        # a rule goes on until it overwrites what it wrote; slices that end up covering everything are one write
-        goes_on = last is not None and last.code is frame.f_code and (effect != FULL or last.effect == PART)
-        if last is not None and goes_on:
+        frame, call = _ordering_frames()
+        number = self._number(call)
+        # A rule goes on until another call overwrites what it wrote (torch's trunc_normal_ copies what it drew over
+        # what it began with); slices that end up covering everything are one write.
+        overwrites_itself = effect == FULL and last is not None and last.effect != PART and last.call != number
+        if last is not None and last.code is frame.f_code and not overwrites_itself:
             last.operations += 1
             last.effect = FULL if FULL in (effect, last.effect) else last.effect
+            last.call = number
         else:
-            history.writes.append(_write(frame, effect))
+            history.writes.append(_write(frame, effect, number))
+
+    def _number(self, call: FrameType) -> int:
+        """Numbers calls; the latest is kept so that its frame cannot be taken for another's."""
+        if call is not self._call:
+            self._call = call
+            self._calls += 1
+        return self._calls
 
     def _note_new(self, func: Any, args: Any, result: Any) -> None:
         """Begins the history of a storage that an operation made."""
@@ -184,7 +202,8 @@ class WriteTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if source is not None and source[0] in self._histories and _is_whole(source[1]):
                 history.inherit(self._histories[source[0]])
             elif "empty" not in func._schema.name:
-                history.writes.append(_write(_ordering_frame(), FULL))
+                frame, call = _ordering_frames()
+                history.writes.append(_write(frame, FULL, self._number(call)))
 
 
 def _written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -252,19 +271,21 @@ def _entries_of(tensor: Tensor, mask: Tensor) -> Tensor:
     return mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _write(frame: FrameType, effect: str) -> Write:
+def _write(frame: FrameType, effect: str, call: int) -> Write:
     writer = frame.f_locals.get("self")
     reference = weakref.ref(writer) if isinstance(writer, nn.Module) else None
-    return Write(frame.f_code, frame.f_lineno, effect, writer=reference)
+    return Write(frame.f_code, frame.f_lineno, effect, writer=reference, call=call)
 
 
-def _ordering_frame() -> FrameType:
-    """The function that ordered an operation: the innermost one that does not merely carry it out."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_back is not None and _carries_out(frame.f_code):
-        frame = frame.f_back
-    assert frame is not None
-    return frame
+def _ordering_frames() -> tuple[FrameType, FrameType]:
+    """The function that ordered an operation, and what it called to have it carried out.
+
+    The first is the innermost one that does not merely carry out what it is told.
+    """
+    call = frame = sys._getframe(2)
+    while frame.f_back is not None and _carries_out(frame.f_code):
+        call, frame = frame, frame.f_back
+    return frame, call
 
 
 @cache

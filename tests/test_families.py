@@ -1,12 +1,17 @@
 """The model families that a configuration can name."""
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_cell
 
-from coordcheck.config import load
+from coordcheck.config import Precision, load
 from coordcheck.families import make_cell
+from coordcheck.initial_loss import InitialLoss
 from coordcheck.record import Recorder
+from coordcheck.sweep import RunQueue
+from coordcheck.train import RunPlan
 
 CPU = torch.device("cpu")
 SP = ["parametrization=sp", "gate.expect=sp", "readout=own"]
@@ -119,3 +124,12 @@ def test_every_module_of_the_encoder_and_the_decoder_is_recorded():
     modules = set(recorder.records()["module"])
     for part in ("encoder.blocks.1.attn[attention_logits]", "decoder.blocks.0.cross[attention_logits]", "lm_head"):
         assert part in modules
+
+
+def test_a_loss_that_is_no_cross_entropy_is_not_held_against_chance():
+    plan = RunPlan(1, ("activation",), None, CPU, Precision.fp32)
+    chances = {}
+    for name in ("gpt", "post_ln"):
+        records = RunQueue(cell_of(name), plan, (64, 128, 256), (0,)).finish().records
+        chances[name] = InitialLoss.of(records).chance
+    assert chances["gpt"] == pytest.approx(math.log(256)) and math.isnan(chances["post_ln"])

@@ -47,6 +47,26 @@ def test_every_way_to_write_is_one_full_write_of_who_ordered_it(init):
     assert not ours.by_default({layer})
 
 
+def test_a_call_that_overwrites_its_own_beginning_is_one_write():
+    def truncated_(tensor):
+        tensor.normal_()
+        return tensor.copy_(tensor.clamp(-2, 2))
+
+    def once(weight):
+        truncated_(weight)
+
+    def thrice(weight):
+        for _ in range(3):
+            truncated_(weight)
+
+    with WriteTracer() as tracer:
+        first, second = (nn.Parameter(torch.empty(6), requires_grad=False) for _ in range(2))
+        once(first)
+        thrice(second)
+    assert [(w.effect, w.operations) for w in tracer.history(first).writes] == [("full", 2)]
+    assert [(w.effect, w.operations) for w in tracer.history(second).writes] == [("full", 2)] * 3
+
+
 def test_the_size_after_each_write_is_kept():
     with WriteTracer() as tracer:
         layer = nn.Linear(300, 300)
