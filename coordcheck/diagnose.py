@@ -1,0 +1,532 @@
+"""From verdicts and audit to findings: where a fault starts, what it is, and what to do.
+
+A fault spreads downstream, so most curves that fail are symptoms. The audit's faults are causes, each of one parameter,
+whose curves show what they do. Of the curves that no such cause reaches, the earliest is where a fault starts that only
+the forward pass or the training knows: at step 0 the first module in forward order, later first what is local to
+a module (its own update's part, the attention logits) and then the changes and sizes of its output, which carry what came in. Each
+kind of fault is a rule, a function from evidence to a sentence or None; the first rule that speaks names the cause.
+
+Frames in, findings out, without torch: stored checks are diagnosed anew.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from coordcheck.audit_result import FAULTS, Audit
+from coordcheck.config import ROOT, GateConfig
+from coordcheck.theory import forms
+from coordcheck.verdict import FAILURES, Finding, describe, findings_of_curves, format_range, weights
+
+CERTAIN = 0.25  # a factor of sqrt(width) or width is that far from noise
+# what is known from the build alone: the fault that an audit's verdict stands for
+AUDITED = {
+    "uninitialized": "init",
+    "init": "init",
+    "ungrouped": "untrained",
+    "regrouped": "learning_rate",
+    "learning_rate": "learning_rate",
+    "decay": "decay",
+    "epsilon": "epsilon",
+}
+QUANTITIES = {
+    "activation": "its output",
+    "delta": "its output's change",
+    "effective_update": "what its updates add to its output",
+    "gradient": "its gradient",
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a rule says: the class of fault, why, and what to do."""
+
+    fault: str
+    cause: str
+    advice: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What rules look at.
+
+    Attributes:
+        records: Of the check.
+        curves: Slopes with verdicts.
+        audit: None if there was none.
+        seen: Whether the control's fault was seen; None without a control.
+    """
+
+    records: pd.DataFrame
+    curves: pd.DataFrame
+    audit: Audit | None
+    seen: bool | None
+
+    @cached_property
+    def failing(self) -> pd.DataFrame:
+        """Curves at fault; where not even the control moved, what has not moved says nothing."""
+        at_fault = self.curves[self.curves["verdict"].isin(FAILURES)]
+        return at_fault[at_fault["verdict"] != "dead"] if self.seen is False else at_fault
+
+    @cached_property
+    def parameters(self) -> pd.DataFrame:
+        """The audit's rows by parameter; empty without an audit."""
+        return pd.DataFrame() if self.audit is None else self.audit.parameters.set_index("parameter")
+
+    @cached_property
+    def orders(self) -> dict[str, int]:
+        """Place of each module in the forward pass, under its name without an output's index."""
+        modules = self.curves["module"].str.partition("[")[0]
+        return self.curves.groupby(modules)["order"].min().to_dict()
+
+    def order(self, module: str) -> int:
+        """Place of a module in the forward pass; a module that was not recorded comes last."""
+        return self.orders.get(module.partition("[")[0], len(self.orders))
+
+    def of(self, module: str) -> pd.DataFrame:
+        """Curves of a module's outputs."""
+        return self.curves[self.curves["module"].str.partition("[")[0] == module]
+
+    def weight(self, module: str) -> pd.Series | None:
+        """The audit's row of a module's own weight."""
+        name = f"{module}.weight".removeprefix(f"{ROOT}.")
+        return self.parameters.loc[name] if name in self.parameters.index else None
+
+    def reached(self, module: str, since: int) -> pd.Series:
+        """Which failing curves a fault may have caused: those after it in this forward pass, and in later ones all."""
+        later = self.failing["step"] > max(since, 0)
+        return later | ((self.failing["step"] == since) & (self.failing["order"] >= self.order(module)))
+
+
+AuditRule = Callable[[Finding, pd.Series, Evidence], Diagnosis | None]
+CurveRule = Callable[[pd.Series, Evidence], Diagnosis | None]
+
+
+def diagnose(
+    records: pd.DataFrame, judged: pd.DataFrame, gate: GateConfig, audit: Audit | None = None, seen: bool | None = None
+) -> list[Finding]:
+    """What is at fault, what explains most of the failing curves first; then what is undecided.
+
+    Args:
+        records: Of one cell.
+        judged: Their slopes, as :func:`coordcheck.verdict.judge` returns them.
+        gate: As given to it.
+        audit: What was known before the first step.
+        seen: Whether the control's fault was seen; None without a control.
+
+    Returns:
+        One finding for each parameter or module where a fault starts, with the class of the fault in ``fault`` and the
+        number of failing curves that it may have caused in ``explains``; curves that only follow have none.
+    """
+    evidence = Evidence(records, judged, audit, seen)
+    if harness := _harness(evidence):
+        return [harness]
+    known = list(_audited(evidence))
+    found = [*known, *_origins(evidence, known)]
+    found.sort(key=lambda finding: (-finding.explains, evidence.order(finding.module)))
+    undecided = findings_of_curves(judged[judged["verdict"] == "inconclusive"], gate, weights(records))
+    return [*found, *_gentle(evidence), *undecided]
+
+
+# faults of the check itself
+
+
+def _harness(evidence: Evidence) -> Finding | None:
+    """A batch or a number of calls that differs where it must not makes every slope that of something else."""
+    counts = evidence.records.dropna(subset="count").query("kind == 'activation'")
+    size = counts.groupby(["module", "width", "step"])["count"].max().unstack("step")
+    varying = size[size.gt(size[size.columns[0]], axis=0).any(axis=1)].index.get_level_values("module").unique()
+    if len(varying):
+        return _whole(
+            evidence,
+            "harness",
+            f"{len(varying)} modules gave more entries at a later step than at step 0, {varying[0]} the first of them: a "
+            f"forward pass more is pooled with the one that is trained.",
+            "Run the same forward passes in every step, for example evaluate outside the recorder, or leave modules out.",
+        )
+    by_width = size[size.columns[0]].unstack("width")
+    narrow, wide = by_width.columns[0], by_width.columns[-1]
+    exponents = np.log(by_width[wide] / by_width[narrow]) / np.log(wide / narrow)
+    strange = exponents[(exponents < -CERTAIN) | (exponents > 1 + CERTAIN)]
+    if not len(strange):
+        return None
+    return _whole(
+        evidence,
+        "harness",
+        f"the number of entries of {strange.index[0]} scales like width^{strange.iloc[0]:+.2f}, so the batch is not the "
+        f"same at every width.",
+        "Train all widths on the same batch; split it into micro-batches where memory is short.",
+    )
+
+
+def _gentle(evidence: Evidence) -> Iterator[Finding]:
+    """Nothing can be said of training in which not even a planted fault shows."""
+    if evidence.seen is False:
+        yield _whole(
+            evidence,
+            "gentle",
+            "not even the fault of the control shows, so training is too gentle to see any.",
+            "Use a larger learning rate, no warmup, and at least 3 steps.",
+        )
+
+
+def _whole(evidence: Evidence, fault: str, cause: str, advice: str) -> Finding:
+    """A finding about the whole check."""
+    nan = float("nan")
+    return Finding(
+        fault, ROOT, None, "records", None, nan, (nan, nan), cause, advice, fault=fault, explains=len(evidence.failing)
+    )
+
+
+# faults that the audit names
+
+
+def _audited(evidence: Evidence) -> Iterator[Finding]:
+    """A finding for each parameter that the audit finds at fault, with the curve that shows it."""
+    found = [] if evidence.audit is None else [f for f in evidence.audit.findings if f.verdict in FAULTS]
+    worst = {finding.parameter: finding for finding in reversed(found)}
+    for parameter, finding in worst.items():
+        row = evidence.parameters.loc[parameter]
+        said = next(filter(None, (rule(finding, row, evidence) for rule in AUDIT_RULES)), None)
+        said = said or Diagnosis(AUDITED[finding.verdict], _capitalized(finding.cause), finding.advice)
+        since = 0 if said.fault in AT_STEP_0 else 1
+        shown = _shown(evidence, finding.module, since)
+        explains = int(evidence.reached(finding.module, since).sum()) if shown is not None else 0
+        if shown is not None:
+            finding = dataclasses.replace(
+                finding,
+                verdict=shown["verdict"],
+                kind=shown["kind"],
+                step=int(shown["step"]),
+                slope=float(shown["slope"]),
+                expected=(float(shown["expected_low"]), float(shown["expected_high"])),
+            )
+            said = dataclasses.replace(said, cause=f"{_symptom(shown)} {said.cause}")
+        yield dataclasses.replace(
+            finding, cause=said.cause, advice=said.advice, fault=said.fault, explains=explains
+        )
+
+
+def _shown(evidence: Evidence, module: str, since: int) -> pd.Series | None:
+    """The curve of a module that shows its fault: the first to fail, what is local to it before the rest."""
+    mine = evidence.failing[(evidence.failing["module"].str.partition("[")[0] == module)]
+    mine = _by_locality(mine[mine["step"] >= since])
+    return mine.iloc[0] if len(mine) else None
+
+
+def _shared_readout(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """microsoft/mup#55: the rescaling of a readout's init reaches the embedding that shares its weight."""
+    if finding.verdict != "init" or not row["tied_to"] or abs(row["std_exponent"] - 0.5) > CERTAIN:
+        return None
+    return Diagnosis(
+        "shared_readout",
+        f"Its std scales like width^{row['std_exponent']:+.2f}; expected {row['expected_std_exponent']:+.2f}. It is shared "
+        f"with {row['tied_to']}, whose readout was rescaled by sqrt(width_mult), and the embedding with it. Written by "
+        f"{row['rules']}.",
+        "Call mup.set_base_shapes with rescale_params=False, or use a shared readout whose _rescale_parameters does "
+        "nothing (https://github.com/microsoft/mup/issues/55).",
+    )
+
+
+def _typed_as_readout(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """A hidden layer divides its input by width because its class is that of a readout."""
+    if row["multiplier_exponent"] != -1.0 or row["role"] != "hidden":
+        return None
+    return Diagnosis(
+        "multiplier",
+        "It grows in both dimensions, but its module is a readout of the mup package, which divides its input by "
+        "width_mult.",
+        "Make it a plain layer.",
+    )
+
+
+def _width(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """A layer inside a block whose output does not grow with width, although later layers there do."""
+    parent = finding.module.rpartition(".")[0]
+    if row["role"] not in ("readout", "fixed") or not parent:
+        return None
+    peers = evidence.parameters[evidence.parameters["module"].str.startswith(f"{parent}.")]
+    peers = peers[peers["role"].isin(("hidden", "input"))]
+    later = [m for m in peers["module"] if evidence.order(m) > evidence.order(finding.module)]
+    if not later:
+        return None
+    return Diagnosis(
+        "width",
+        f"Its output has {row['fan_out']} entries at every width, but {later[0]} after it grows. Its init std and learning "
+        f"rate (exponents {row['std_exponent']:+.2f} and {row['lr_exponent']:+.2f}) are those of a layer that grows too.",
+        "Let the width reach this size, as in the other layers.",
+    )
+
+
+def _missing_multiplier(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """A weight whose std and learning rate are both wrong, where a forward multiplier alone would right the rate."""
+    wrong = {f.verdict for f in evidence.audit.findings if f.parameter == finding.parameter} if evidence.audit else set()
+    if row["role"] != "readout" or not wrong >= {"init", "learning_rate"} or evidence.audit is None:
+        return None
+    allowed = forms(evidence.audit.expect, row["role"], row["update"] or "adam")
+    fitting = [form for form in allowed if form.multiplier and abs(form.lr - row["lr_exponent"]) < CERTAIN]
+    if not fitting:
+        return None
+    return Diagnosis(
+        "multiplier",
+        f"Its learning rate (exponent {row['lr_exponent']:+.2f}) is right for a forward multiplier "
+        f"width^{fitting[0].multiplier:+.1f}, but nothing multiplies.",
+        "Use mup.MuReadout, or multiply its input by 1 / width_mult.",
+    )
+
+
+def _base_shapes(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """The learning rates of exactly those matrices are not scaled that share one dimension."""
+    hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
+    wrong = (hidden["lr_exponent"] - hidden["expected_lr_exponent"]).abs() > CERTAIN
+    if finding.verdict != "learning_rate" or row["role"] != "hidden" or abs(row["lr_exponent"]) > CERTAIN or wrong.all():
+        return None
+    dimensions = hidden["shape"].str.split(" x ").map(frozenset)
+    common = frozenset.intersection(*dimensions[wrong]) - frozenset().union(*dimensions[~wrong])
+    if not common:
+        return None
+    return Diagnosis(
+        "base_shapes",
+        f"Its learning rate and those of all {int(wrong.sum())} matrices with the dimension {min(common)} (at the largest "
+        f"width audited), and of no others, do not shrink with width: the base shapes take this dimension for finite.",
+        "Let it differ between the base and the delta model that are given to mup.set_base_shapes.",
+    )
+
+
+def _reinitialized(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """The last of several initializations is the wrong one."""
+    if finding.verdict != "init" or not row["conflict"]:
+        return None
+    return Diagnosis(
+        "reinitialized",
+        f"Its std scales like width^{row['std_exponent']:+.2f}; expected {row['expected_std_exponent']:+.2f}. It was "
+        f"initialized {row['repeats']} times: {row['rules']}; the last won.",
+        "Let one rule write it once, the one that knows the width.",
+    )
+
+
+AUDIT_RULES: tuple[AuditRule, ...] = (
+    _shared_readout,
+    _typed_as_readout,
+    _width,
+    _missing_multiplier,
+    _base_shapes,
+    _reinitialized,
+)
+AT_STEP_0 = ("init", "shared_readout", "multiplier", "width", "reinitialized")
+
+
+# faults that only curves show
+
+
+def _origins(evidence: Evidence, known: list[Finding]) -> Iterator[Finding]:
+    """A finding for the earliest failing curve that no cause reaches, as long as there is one."""
+    names = weights(evidence.records)
+    rest = evidence.failing
+    for finding in known:
+        if finding.explains:
+            since = 0 if finding.fault in AT_STEP_0 else 1
+            rest = rest[~evidence.reached(finding.module, since).loc[rest.index]]
+    while len(rest):
+        curve = _by_locality(rest).iloc[0]
+        said = next(filter(None, (rule(curve, evidence) for rule in CURVE_RULES)))
+        reached = evidence.reached(curve["module"], int(curve["step"]))
+        yield Finding(
+            verdict=curve["verdict"],
+            module=curve["module"].partition("[attention_logits]")[0],
+            parameter=names.get(curve["module"]),
+            kind=curve["kind"],
+            step=int(curve["step"]),
+            slope=float(curve["slope"]),
+            expected=(float(curve["expected_low"]), float(curve["expected_high"])),
+            cause=f"{_symptom(curve)} {said.cause}",
+            advice=said.advice,
+            fault=said.fault,
+            explains=int(reached.sum()),
+        )
+        rest = rest[~reached.loc[rest.index]]
+
+
+def _by_locality(curves: pd.DataFrame) -> pd.DataFrame:
+    """Curves, the one where a fault starts first.
+
+    By step; within a step a diverged or a silent module before its consequences, then what is local to a module,
+    then changes, then sizes, each in forward order.
+    """
+    local = curves["kind"].eq("effective_update") | curves["role"].eq("attention_logits")
+    rank = curves["kind"].map({"delta": 2}).fillna(3).mask(local, 1)
+    silent = curves["verdict"].eq("dead") & curves["kind"].eq("activation")
+    rank = rank.mask(curves["verdict"].eq("nonfinite") | silent, 0)
+    return curves.assign(rank=rank).sort_values(["step", "rank", "order"], kind="stable")
+
+
+def _nonfinite(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["verdict"] != "nonfinite":
+        return None
+    if curve["step"] == 0:
+        return Diagnosis(
+            "nonfinite",
+            "It is so before any training, and everything before it in the forward pass is finite.",
+            "Look for an overflow of a narrow type, a division by zero or a logarithm of zero in this module.",
+        )
+    return Diagnosis(
+        "nonfinite",
+        "Training diverged; nothing else is at fault before.",
+        "Lower the learning rate until every width trains, then check again.",
+    )
+
+
+def _untrained(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["verdict"] != "dead" or curve["kind"] != "effective_update":
+        return None
+    return Diagnosis(
+        "untrained",
+        "Its weight does not change in training, while others do.",
+        "Set requires_grad=True and put it in a parameter group, or leave it out with `modules` if that is meant.",
+    )
+
+
+def _dead(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["verdict"] != "dead":
+        return None
+    return Diagnosis(
+        "dead",
+        "Nothing passes this module, so no gradient does either.",
+        "Look for a multiplication by zero, an activation that is always off, or a detached tensor.",
+    )
+
+
+def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """A readout of the mup package that multiplies by the same number at every width."""
+    row = evidence.weight(curve["module"])
+    if row is None or row["multiplier_exponent"] != -1.0 or curve["verdict"] != "explodes":
+        return None
+    hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
+    if not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > CERTAIN).all():
+        return None
+    return Diagnosis(
+        "base_shapes",
+        f"It is a readout of the mup package, yet nothing divides its input by width_mult, and none of the "
+        f"{len(hidden)} hidden matrices' learning rates shrinks: the model's base shapes are its own at every width.",
+        "Give mup.set_base_shapes the shapes of one base model, and keep what it attached to the parameters.",
+    )
+
+
+def _readout_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["role"] != "readout" or abs(_beyond(curve)) < CERTAIN or _input_fails(curve, evidence):
+        return None
+    if _beyond(curve) > 0:
+        return Diagnosis(
+            "multiplier",
+            "Its init and learning rate are right for a readout that is multiplied by 1/width, but nothing multiplies.",
+            "Use mup.MuReadout, or multiply its input by 1 / width_mult.",
+        )
+    return Diagnosis(
+        "multiplier",
+        "Its input keeps its size, and its init and learning rate are right: it is divided by width more than once.",
+        "Divide once: by mup.MuReadout or by hand.",
+    )
+
+
+def _attention_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["role"] != "attention_logits":
+        return None
+    grows = _beyond(curve) > 0
+    return Diagnosis(
+        "multiplier",
+        "Queries and keys keep their size, but q·k, a sum over the entries of a head, "
+        + ("is not divided by the size of a head." if grows else "is divided by more than the size of a head."),
+        "Multiply q·k by a constant / head size, in muP, where the size of a head grows with width.",
+    )
+
+
+def _forward_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["step"] != 0:
+        return None
+    children = [m for m in evidence.orders if m.startswith(f"{curve['module']}.") or curve["module"] == ROOT != m]
+    if children:
+        return Diagnosis(
+            "multiplier",
+            f"Everything inside keeps its size, {max(children, key=evidence.order)} at the end too.",
+            "Look at what it multiplies, or adds on the way: a residual stream, or an embedding before it.",
+        )
+    return Diagnosis(
+        "multiplier",
+        "What comes before it keeps its size"
+        + (", and its init is right." if evidence.weight(curve["module"]) is not None else "."),
+        "Look for a factor that depends on width between its input and its output.",
+    )
+
+
+def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    if curve["kind"] != "effective_update" or evidence.weight(curve["module"]) is None:
+        return None
+    rate = f"The learning rate of its group is right when training begins (exponent {evidence.weight(curve['module'])['lr_exponent']:+.2f})"
+    if _beyond(curve) > 0:
+        return Diagnosis(
+            "learning_rate",
+            f"{rate}, so something changes it afterwards.",
+            "Look for a scheduler that sets one rate for all groups; let it multiply each group's own.",
+        )
+    return Diagnosis(
+        "epsilon",
+        f"{rate}, but the step shrinks with the gradient.",
+        "Make the optimizer's epsilon much smaller than the gradient's entries, for example 1e-12, or scale it with them.",
+    )
+
+
+def _unexplained(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    without = "" if "effective_update" in set(evidence.curves["kind"]) else " Record the kind effective_update as well."
+    audit = " Run it with the audit." if evidence.audit is None else ""
+    return Diagnosis(
+        "unexplained",
+        "This is the first curve to fail; what causes it is not known.",
+        f"Look at the learning rate and multipliers here and just before.{without}{audit}",
+    )
+
+
+CURVE_RULES: tuple[CurveRule, ...] = (
+    _nonfinite,
+    _untrained,
+    _dead,
+    _lost_base_shapes,
+    _readout_multiplier,
+    _attention_multiplier,
+    _forward_multiplier,
+    _changed_rate,
+    _unexplained,
+)
+
+
+def _beyond(curve: pd.Series) -> float:
+    """How far a slope lies above its expected range, or, negative, below."""
+    return float(curve["slope"] - np.clip(curve["slope"], curve["expected_low"], curve["expected_high"]))
+
+
+def _input_fails(curve: pd.Series, evidence: Evidence) -> bool:
+    """Whether the module just before fails at the same step already."""
+    before = evidence.curves.query("order < @curve.order and step == @curve.step and kind == 'activation'")
+    return len(before) > 0 and before.loc[before["order"].idxmax(), "verdict"] in FAILURES
+
+
+def _symptom(curve: pd.Series) -> str:
+    """What a curve shows, as a sentence with its numbers."""
+    if curve["role"] == "attention_logits":
+        what = "its attention logits"
+    else:
+        what = QUANTITIES[curve["kind"]]
+    at = f"at step {curve['step']}"
+    if curve["verdict"] == "nonfinite" or curve["n_zero"] > 0:
+        return f"{what} is {describe(curve).removesuffix('.')} {at}."
+    verb = "grows" if _beyond(curve) > 0 else "shrinks"
+    low, high = curve["expected_low"], curve["expected_high"]
+    return f"{what} {verb} like width^{curve['slope']:+.2f} {at} (expected {format_range(low, high)})."
+
+
+def _capitalized(sentence: str) -> str:
+    return re.sub(r"^\w", lambda match: match[0].upper(), sentence)
