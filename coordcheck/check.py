@@ -71,7 +71,7 @@ def coord_check(
         steps: Forward passes recorded: steps 0 to ``steps - 1``.
         optimizer: From model to its optimizer; by default ``torch.optim.Adam(model.parameters(), lr=1e-2)``.
         loss: From model and batch to a scalar; by default :func:`coordcheck.train.default_loss`.
-        kinds: "activation", "delta", or both.
+        kinds: A selection of "activation", "delta" and "effective_update", see :class:`coordcheck.Recorder`.
         expect: Whose exponents the slopes are held against, "mup" or "sp".
         device: "auto" for a GPU if there is one, or any torch device.
         precision: "fp32", or "bf16" for autocast.
@@ -216,13 +216,13 @@ def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control
     """Whether a control's fault shows.
 
     In what training did to it: a fault at step 0 would show without any training, so it says nothing of the learning
-    rate. Where deltas are recorded only they count, else activations after step 0. A check that expects standard
+    rate. Where changes are recorded only they count, else activations after step 0. A check that expects standard
     parametrization has its control's fault in the initialization: there every curve counts.
     """
     judged = verdicts.judge(fit(records, gate.confidence), gate)
     if gate.expect != Parametrization.sp:
-        deltas = judged["kind"] == "delta"
-        judged = judged[deltas if deltas.any() else judged["step"] > 0]
+        changes = judged["kind"].isin(("delta", "effective_update"))
+        judged = judged[changes if changes.any() else judged["step"] > 0]
     seen = judged[judged["verdict"].isin(("explodes", "nonfinite"))]
     beyond = judged[(judged["verdict"] == "inconclusive") & (judged["slope"] > judged["expected_high"])]
     beyond = beyond[beyond["excess"] > 0]

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
 E = TypeVar("E", bound=StrEnum)
-KINDS = ("activation", "delta")
+KINDS = ("activation", "delta", "effective_update")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 # keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
 BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots"})

@@ -1,16 +1,12 @@
-"""Records the size of every activation of a model while it trains, in anybody's training loop.
+"""Records sizes of what a model computes while it trains, in anybody's training loop: the hooks and the frame.
 
-A statistic is built from sums (of absolute values, of squares, of non-finite entries) and a maximum, in
-float32 or better, so that several calls of a module within one step add up exactly. Sums stay on the device
-until :meth:`Recorder.records` moves all of them at once: a recorded step never waits for the GPU. What the
-sizes should be, and how they scale, is for the modules that read the records.
+Sums stay on the device until :meth:`Recorder.records` moves all of them at once: a recorded step never waits for the
+GPU. What the sizes should be, and how they scale, is for the modules that read the records.
 """
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
@@ -20,98 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from coordcheck.attention import AttentionObserver, attention_logit_sums
 from coordcheck.config import KINDS, ROOT
+from coordcheck.effective_update import effective_update, updated_parameters
 from coordcheck.parametrization import attached_roles
 from coordcheck.slopes import RECORD_COLUMNS
-
-INT32_MAX = 2**31 - 1  # entries that torch.dot takes on a GPU
-CPU_CHUNK = 2**20  # torch.dot on CPU loses 1e-5 and more on longer vectors
-
-
-def sums(x: Tensor) -> Tensor:
-    """The sums that l1, rms and max are made of.
-
-    ``torch.linalg.vector_norm`` is not used: its float32 sum on CPU is off by 5e-3 at 16.8M elements, more
-    the larger the tensor, which tilts slopes.
-
-    Args:
-        x: Floating-point, any shape.
-
-    Returns:
-        On the device of `x`, at least float32: [sum of abs, sum of squares, max of abs, non-finite entries].
-    """
-    x = x.detach()
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()
-    size = x.abs()
-    total = size.sum(dtype=x.dtype)
-    chunks = torch.split(x.reshape(-1), CPU_CHUNK if x.device.type == "cpu" else INT32_MAX)
-    squares = torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
-    # Reading a value of a CPU tensor is free, counting is not; on a GPU it is the other way round.
-    if x.device.type == "cpu" and math.isfinite(total):
-        nonfinite = torch.zeros_like(total)
-    else:
-        nonfinite = x.numel() - torch.isfinite(x).sum(dtype=x.dtype)
-    return torch.stack([total, squares, size.amax(), nonfinite])
-
-
-def attention_logit_sums(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """The sum of squares of ``scale * query @ key^T`` without the matrix: |QK^T|_F^2 = tr(Q^T Q K^T K).
-
-    The sum runs over all pairs of positions: the causal mask, which would remove half of them, is ignored.
-    The sum of absolute values and the maximum have no such form and are NaN.
-
-    Args:
-        query: (..., H, L, K).
-        key: (..., H or a divisor of H, S, K).
-        scale: What query·key is multiplied by.
-
-    Returns:
-        As :func:`sums`.
-    """
-    query, key = query.detach(), key.detach()
-    device = query.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        if query.dtype in (torch.bfloat16, torch.float16):
-            query, key = query.float(), key.float()
-        gram_q = query.mT @ query
-        gram_k = key.mT @ key
-        if gram_q.dim() > 2 and gram_q.shape[-3] != gram_k.shape[-3]:
-            gram_k = gram_k.repeat_interleave(gram_q.shape[-3] // gram_k.shape[-3], dim=-3)
-        squares = scale**2 * (gram_q * gram_k).sum()
-    unknown = torch.full_like(squares, math.nan)
-    return torch.stack([unknown, squares, unknown, (~squares.isfinite()).to(squares.dtype)])
-
-
-@torch.no_grad()
-def projected_heads(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Queries and keys of a call of ``F.multi_head_attention_forward``, computed anew from its arguments.
-
-    The call makes them out of any caller's sight. A position that it adds itself, ``bias_k`` or ``add_zero_attn``, is
-    left out.
-
-    Args:
-        call: The call's arguments by name; ``query`` (L, N, E) and ``key`` (S, N, E), or both without N.
-
-    Returns:
-        (N, H, L, K) and (N, H, S, K), or both without N.
-    """
-    inputs: tuple[Tensor, Tensor] = call["query"], call["key"]
-    width = inputs[0].shape[-1]
-    weights = call["q_proj_weight"], call["k_proj_weight"]
-    if not call["use_separate_proj_weight"]:
-        weights = call["in_proj_weight"].split(width)[:2]
-    biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].split(width)[:2]
-    query, key = (
-        F.linear(x, weight, bias).view(*x.shape[:-1], call["num_heads"], -1).movedim(0, -2)
-        for x, weight, bias in zip(inputs, weights, biases, strict=True)
-    )
-    return query, key
+from coordcheck.sums import sums
 
 
 @dataclass(frozen=True)
@@ -152,29 +65,6 @@ class _Row:
         return l1, rms, self.largest, int(self.nonfinite), self.count
 
 
-class _AttentionObserver(TorchFunctionMode):
-    """Sees every attention that the model computes by one of torch's functions, with its actual scale."""
-
-    multi_head = inspect.signature(F.multi_head_attention_forward)
-
-    def __init__(self, seen: Callable[[Tensor, Tensor, float], None]):
-        super().__init__()
-        self.seen = seen
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            named = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
-            scale = named.get("scale")
-            head_size = named["query"].shape[-1]
-            self.seen(named["query"], named["key"], head_size**-0.5 if scale is None else scale)
-        elif func is F.multi_head_attention_forward:
-            call = self.multi_head.bind(*args, **(kwargs or {}))
-            call.apply_defaults()
-            query, key = projected_heads(call.arguments)
-            self.seen(query, key, query.shape[-1] ** -0.5)
-        return func(*args, **(kwargs or {}))
-
-
 class Recorder:
     """Records the outputs of a model's modules.
 
@@ -182,8 +72,10 @@ class Recorder:
         model: Hooks are on its modules while the recorder is entered. Not yet compiled.
         width: d_model, for the records.
         seed: For the records.
-        kinds: "activation", and "delta" against step 0, which needs the same batch at every step. Modules whose
-            output then has another shape, as in a mixture of experts, have no delta.
+        kinds: "activation"; "delta" against step 0, which needs the same batch at every step (modules whose output
+            then has another shape, as in a mixture of experts, have none); "effective_update", the part of a layer's
+            delta that its own update made, see :mod:`coordcheck.effective_update`. Each of the last two keeps a copy
+            from step 0: of the outputs, and of the weights.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 
@@ -226,6 +118,7 @@ class Recorder:
         self.current_step = 0
         self._entries: list[_Entry] = []
         self._first: dict[tuple[str, str], list[Tensor]] = {}
+        self._start: dict[nn.Parameter, Tensor] = {}
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
@@ -233,14 +126,14 @@ class Recorder:
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
         self._handles: list[RemovableHandle] = []
-        self._observer: _AttentionObserver | None = None
+        self._observer: AttentionObserver | None = None
 
     def __enter__(self) -> "Recorder":
         # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
-        self._observer = _AttentionObserver(self._record_attention)
+        self._observer = AttentionObserver(self._record_attention)
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
-            self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+            self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
         return self
 
     def __exit__(
@@ -250,6 +143,7 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._first.clear()
+        self._start.clear()
         self._observer = None
 
     def step(self) -> None:
@@ -324,8 +218,8 @@ class Recorder:
 
         return hook
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if _in_backward():
                 return
             self._stack.pop()
@@ -336,6 +230,8 @@ class Recorder:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 for part, tensor in _tensors(output):
                     self._record(name, part, tensor)
+                if "effective_update" in self.kinds and output is not None:  # None after an error
+                    self._record_effective_update(name, module, args, kwargs)
 
         return hook
 
@@ -358,6 +254,16 @@ class Recorder:
         else:
             before = [tuple(x.shape) for x in first]
             self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {before}"
+
+    def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        own = updated_parameters(module)
+        if self.current_step == 0:
+            # by parameter, so that a tied weight is kept once
+            self._start.update({p: p.detach().clone() for p in own.values() if p not in self._start})
+        elif own and all(p in self._start for p in own.values()):
+            start = {parameter_name: self._start[p] for parameter_name, p in own.items()}
+            for part, tensor in _tensors(effective_update(module, args, kwargs, start)):
+                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
         name = self._stack[-1]

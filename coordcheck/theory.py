@@ -25,7 +25,7 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
     Args:
         parametrization: "mup" or "sp".
         role: Of the module; "attention_logits" for q·k.
-        kind: "activation" or "delta".
+        kind: "activation", "delta" or "effective_update".
         step: Updates done before.
         readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that
             the parametrization allows.
@@ -44,11 +44,12 @@ def _mup(role: str, kind: str, step: int, readout: str | None) -> Expectation:
     if role == "attention_logits":
         # 1/K attention: a sum of K independent terms at init when heads grow, fully correlated at best
         return Expectation(-0.5, 0.0, f"{TPV}, section 4 and appendix J: attention scales like 1/head size")
-    if role == "readout":
+    if role == "readout" and kind != "effective_update":
         start = {"constant": -0.5, "fan_in": -1.0}.get(readout or "", -0.5)
         if step == 0 and readout in ("constant", "fan_in"):
             return Expectation(start, start, f"{TPV}, table 8: width independent terms, multiplied by 1/width")
         return Expectation(start, 0.0, f"{TPV}, appendix J: training correlates the terms of the logits")
+    # a layer's update is made of its inputs, so width aligned terms meet a learning rate or a multiplier of 1/width
     return Expectation(0.0, 0.0, f"{TPV}, appendix J.2: every entry and every change of an entry is O(1)")
 
 

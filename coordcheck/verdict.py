@@ -92,13 +92,17 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     """Where a curve may be exactly zero.
 
     At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
-    gradient passes the readout, so at step 1 nothing before it has changed.
+    gradient passes the readout, so at step 1 nothing before it has changed. Zero queries hold the gradient of the keys
+    back for a step more, and so on: that a layer makes no update of its own counts at the last step only.
     """
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
-    return first | ((slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero)
+    waiting = (slopes["kind"] == "effective_update") & (slopes["step"] < slopes["step"].max())
+    before_readout = (slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero
+    due: pd.Series = first | waiting | before_readout
+    return due
 
 
 def overall(judged: pd.DataFrame, control_saw: bool | None) -> str:

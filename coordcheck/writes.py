@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coordcheck.record import sums
+from coordcheck.sums import sums
 
 TORCH = str(Path(torch.__file__).parent)
 TORCH_MODULES = str(Path(nn.modules.__file__).parent)

@@ -39,7 +39,7 @@ def test_the_default_is_the_main_job():
         (["gate.tolerance.explodes.delta=-0.1"], r"`gate.tolerance.explodes`.*got delta: -0.1.*delta=0.2"),
         (["gate.tolerance.vanishes.activation=inf"], r"`gate.tolerance.vanishes`.*got activation: inf"),
         (["gate.tolerance.exponent=-1"], r"`gate.tolerance.exponent` is a finite number, zero or more; got -1"),
-        (["+gate.tolerance.explodes.slope=1"], r"each of \['activation', 'delta'\]; got slope: 1"),
+        (["+gate.tolerance.explodes.slope=1"], r"each of \['activation', .*\]; got slope: 1"),
         (["kinds=[delta]", "steps=1"], r"`steps` is at least 2.*kinds=\['delta'\].*steps=4"),
         (["gate.confidence=95"], r"`gate.confidence` lies between 0 and 1; got 95"),
         (["model.name=bert"], r"`model.name` is one of \['gpt'\]; got 'bert'"),

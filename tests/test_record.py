@@ -15,9 +15,11 @@ import torch.utils.checkpoint
 from conftest import plan_of, tiny_cell
 from torch import nn
 
+from coordcheck.attention import attention_logit_sums
 from coordcheck.config import ROOT
-from coordcheck.record import Recorder, attention_logit_sums, sums
+from coordcheck.record import Recorder
 from coordcheck.slopes import RECORD_COLUMNS
+from coordcheck.sums import sums
 from coordcheck.train import run
 
 CPU = torch.device("cpu")

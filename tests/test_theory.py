@@ -11,6 +11,9 @@ from coordcheck.theory import expected
         # every entry of a hidden activation, and every change of one, is O(1)
         ("mup", "hidden", "activation", 0, None, 0.0, 0.0),
         ("mup", "hidden", "delta", 3, None, 0.0, 0.0),
+        # an update is made of the inputs it meets: width aligned terms times a learning rate or a multiplier of 1/width
+        ("mup", "hidden", "effective_update", 3, None, 0.0, 0.0),
+        ("mup", "readout", "effective_update", 3, "constant", 0.0, 0.0),
         ("mup", "vector", "activation", 2, None, 0.0, 0.0),
         ("mup", "input", "activation", 1, None, 0.0, 0.0),
         # width independent terms of size 1, times 1/width: width^(1/2 - 1)
@@ -33,8 +36,9 @@ def test_expected_range(parametrization, role, kind, step, readout, low, high):
     assert "arXiv" in expectation.source
 
 
-def test_adam_in_standard_parametrization_may_move_hidden_activations_by_width():
-    expectation = expected("sp", "hidden", "delta", 1)
+@pytest.mark.parametrize("kind", ["delta", "effective_update"])
+def test_adam_in_standard_parametrization_may_move_hidden_activations_by_width(kind):
+    expectation = expected("sp", "hidden", kind, 1)
     assert expectation.low <= 1.0 <= expectation.high
 
 

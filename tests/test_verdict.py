@@ -30,6 +30,10 @@ def verdict_of(gate, of, kind="activation", step=1, **kwargs):
         ("delta", 0.21, "explodes"),
         ("delta", -0.29, "pass"),
         ("delta", -0.31, "vanishes"),
+        ("effective_update", 0.24, "pass"),
+        ("effective_update", 0.26, "explodes"),
+        ("effective_update", -0.49, "pass"),
+        ("effective_update", -0.51, "vanishes"),
     ],
 )
 def test_each_side_of_each_tolerance(gate, kind, exponent, verdict):
@@ -50,6 +54,13 @@ def test_an_interval_across_the_border_is_inconclusive_and_says_how_many_seeds_d
         f"About {needed} seeds"
         in findings(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate, {})[0].advice
     )
+
+
+def test_a_layer_without_an_update_of_its_own_is_dead_at_the_last_step_only(gate):
+    never = {("fc", "effective_update", step): lambda width, seed: 0.0 for step in (2, 3)}
+    assert judged(gate, never)["verdict"].tolist() == ["pass", "dead"]
+    deltas = {("fc", "delta", step): lambda width, seed: 0.0 for step in (2, 3)}
+    assert judged(gate, deltas)["verdict"].tolist() == ["dead", "dead"]
 
 
 def test_a_slope_on_the_border_is_not_promised_a_number_of_seeds(gate):

@@ -1,0 +1,88 @@
+"""Attention logits q·k of any model that leaves attention to torch's functions, seen where they are called."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from coordcheck.sums import at_least_float32, without_autocast
+
+
+def attention_logit_sums(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """The sum of squares of ``scale * query @ key^T`` without the matrix: |QK^T|_F^2 = tr(Q^T Q K^T K).
+
+    The sum runs over all pairs of positions: the causal mask, which would remove half of them, is ignored.
+    The sum of absolute values and the maximum have no such form and are NaN.
+
+    Args:
+        query: (..., H, L, K).
+        key: (..., H or a divisor of H, S, K).
+        scale: What query·key is multiplied by.
+
+    Returns:
+        As :func:`coordcheck.sums.sums`.
+    """
+    query, key = query.detach(), key.detach()
+    with without_autocast(query.device):
+        query, key = at_least_float32(query), at_least_float32(key)
+        gram_q = query.mT @ query
+        gram_k = key.mT @ key
+        if gram_q.dim() > 2 and gram_q.shape[-3] != gram_k.shape[-3]:
+            gram_k = gram_k.repeat_interleave(gram_q.shape[-3] // gram_k.shape[-3], dim=-3)
+        squares = scale**2 * (gram_q * gram_k).sum()
+    unknown = torch.full_like(squares, math.nan)
+    return torch.stack([unknown, squares, unknown, (~squares.isfinite()).to(squares.dtype)])
+
+
+@torch.no_grad()
+def projected_heads(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a call of ``F.multi_head_attention_forward``, computed anew from its arguments.
+
+    The call makes them out of any caller's sight. A position that it adds itself, ``bias_k`` or ``add_zero_attn``, is
+    left out.
+
+    Args:
+        call: The call's arguments by name; ``query`` (L, N, E) and ``key`` (S, N, E), or both without N.
+
+    Returns:
+        (N, H, L, K) and (N, H, S, K), or both without N.
+    """
+    inputs: tuple[Tensor, Tensor] = call["query"], call["key"]
+    width = inputs[0].shape[-1]
+    weights = call["q_proj_weight"], call["k_proj_weight"]
+    if not call["use_separate_proj_weight"]:
+        weights = call["in_proj_weight"].split(width)[:2]
+    biases = (None, None) if call["in_proj_bias"] is None else call["in_proj_bias"].split(width)[:2]
+    query, key = (
+        F.linear(x, weight, bias).view(*x.shape[:-1], call["num_heads"], -1).movedim(0, -2)
+        for x, weight, bias in zip(inputs, weights, biases, strict=True)
+    )
+    return query, key
+
+
+class AttentionObserver(TorchFunctionMode):
+    """Sees every attention that the model computes by one of torch's functions, with its actual scale."""
+
+    multi_head = inspect.signature(F.multi_head_attention_forward)
+
+    def __init__(self, seen: Callable[[Tensor, Tensor, float], None]):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            named = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
+            scale = named.get("scale")
+            head_size = named["query"].shape[-1]
+            self.seen(named["query"], named["key"], head_size**-0.5 if scale is None else scale)
+        elif func is F.multi_head_attention_forward:
+            call = self.multi_head.bind(*args, **(kwargs or {}))
+            call.apply_defaults()
+            query, key = projected_heads(call.arguments)
+            self.seen(query, key, query.shape[-1] ** -0.5)
+        return func(*args, **(kwargs or {}))
