@@ -21,9 +21,12 @@ import pandas as pd
 from coordcheck.audit_result import FAULTS, Audit
 from coordcheck.config import ROOT, GateConfig
 from coordcheck.theory import forms
-from coordcheck.verdict import FAILURES, Finding, describe, findings_of_curves, format_range, weights
+from coordcheck.verdict import FAILURES, Finding, describe, finding_of, format_range, undecided, weights
 
 CERTAIN = 0.25  # a factor of sqrt(width) or width is that far from noise
+# Of the size of what it changes: float32 rounds by 6e-8, which a few layers make 2e-7 in a run that does not move at
+# all, where Adam's smallest useful learning rates (1e-5) change outputs by 6e-4.
+ROUNDING = 1e-5
 # what is known from the build alone: the fault that an audit's verdict stands for
 AUDITED = {
     "uninitialized": "init",
@@ -34,11 +37,12 @@ AUDITED = {
     "decay": "decay",
     "epsilon": "epsilon",
 }
-QUANTITIES = {
-    "activation": "its output",
-    "delta": "its output's change",
-    "effective_update": "what its updates add to its output",
-    "gradient": "its gradient",
+# what a curve is of, and how it changes
+GROWTH = {
+    "activation": ("its output", "grows", "shrinks"),
+    "delta": ("its output's change", "grows", "shrinks"),
+    "effective_update": ("its updates", "grow", "shrink"),
+    "attention_logits": ("its attention logits", "grow", "shrink"),
 }
 
 
@@ -56,12 +60,14 @@ class Evidence:
     """What rules look at.
 
     Attributes:
+        gate: What turned slopes into verdicts.
         records: Of the check.
         curves: Slopes with verdicts.
         audit: None if there was none.
         seen: Whether the control's fault was seen; None without a control.
     """
 
+    gate: GateConfig
     records: pd.DataFrame
     curves: pd.DataFrame
     audit: Audit | None
@@ -69,9 +75,20 @@ class Evidence:
 
     @cached_property
     def failing(self) -> pd.DataFrame:
-        """Curves at fault; where not even the control moved, what has not moved says nothing."""
+        """Curves at fault, without those that training too gentle to see leaves to rounding or at zero."""
         at_fault = self.curves[self.curves["verdict"].isin(FAILURES)]
+        if self.drowned:
+            return at_fault[at_fault["step"] == 0]
         return at_fault[at_fault["verdict"] != "dead"] if self.seen is False else at_fault
+
+    @cached_property
+    def drowned(self) -> bool:
+        """Whether changes are no larger than what rounding makes of outputs."""
+        size = self.records.pivot_table(index=["module", "width", "seed", "step"], columns="kind", values="l1")
+        if not {"activation", "delta"} <= set(size.columns):
+            return False
+        changed = (size["delta"] / size["activation"]).groupby("step").median()
+        return bool(changed.max() < ROUNDING)
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
@@ -94,8 +111,12 @@ class Evidence:
 
     def weight(self, module: str) -> pd.Series | None:
         """The audit's row of a module's own weight."""
+        if not len(self.parameters):
+            return None
         name = f"{module}.weight".removeprefix(f"{ROOT}.")
-        return self.parameters.loc[name] if name in self.parameters.index else None
+        tied = self.parameters["tied_to"].str.split(", ").map(lambda names: name in names)
+        mine = self.parameters[tied | (self.parameters.index == name)]
+        return mine.iloc[0] if len(mine) else None
 
     def reached(self, module: str, since: int) -> pd.Series:
         """Which failing curves a fault may have caused: those after it in this forward pass, and in later ones all."""
@@ -123,14 +144,15 @@ def diagnose(
         One finding for each parameter or module where a fault starts, with the class of the fault in ``fault`` and the
         number of failing curves that it may have caused in ``explains``; curves that only follow have none.
     """
-    evidence = Evidence(records, judged, audit, seen)
+    evidence = Evidence(gate, records, judged, audit, seen)
     if harness := _harness(evidence):
         return [harness]
-    known = list(_audited(evidence))
+    known = [*_audited(evidence), *_growing_heads(evidence)]
     found = [*known, *_origins(evidence, known)]
     found.sort(key=lambda finding: (-finding.explains, evidence.order(finding.module)))
-    undecided = findings_of_curves(judged[judged["verdict"] == "inconclusive"], gate, weights(records))
-    return [*found, *_gentle(evidence), *undecided]
+    if evidence.drowned or (seen is False and not found):
+        found.insert(0, _gentle(evidence))
+    return [*found, *undecided(judged, gate, weights(records))]
 
 
 # faults of the check itself
@@ -139,6 +161,8 @@ def diagnose(
 def _harness(evidence: Evidence) -> Finding | None:
     """A batch or a number of calls that differs where it must not makes every slope that of something else."""
     counts = evidence.records.dropna(subset="count").query("kind == 'activation'")
+    if not len(counts):  # frames in mup's format know none
+        return None
     size = counts.groupby(["module", "width", "step"])["count"].max().unstack("step")
     varying = size[size.gt(size[size.columns[0]], axis=0).any(axis=1)].index.get_level_values("module").unique()
     if len(varying):
@@ -164,15 +188,15 @@ def _harness(evidence: Evidence) -> Finding | None:
     )
 
 
-def _gentle(evidence: Evidence) -> Iterator[Finding]:
-    """Nothing can be said of training in which not even a planted fault shows."""
-    if evidence.seen is False:
-        yield _whole(
-            evidence,
-            "gentle",
-            "not even the fault of the control shows, so training is too gentle to see any.",
-            "Use a larger learning rate, no warmup, and at least 3 steps.",
-        )
+def _gentle(evidence: Evidence) -> Finding:
+    """Nothing can be said of training that moves too little."""
+    seen = "outputs change by less than a rounding error" if evidence.drowned else "not even the control's fault shows"
+    return _whole(
+        evidence,
+        "gentle",
+        f"{seen}, so training is too gentle to see a fault of any learning rate.",
+        "Use a larger learning rate, no warmup, and at least 3 steps.",
+    )
 
 
 def _whole(evidence: Evidence, fault: str, cause: str, advice: str) -> Finding:
@@ -198,18 +222,9 @@ def _audited(evidence: Evidence) -> Iterator[Finding]:
         shown = _shown(evidence, finding.module, since)
         explains = int(evidence.reached(finding.module, since).sum()) if shown is not None else 0
         if shown is not None:
-            finding = dataclasses.replace(
-                finding,
-                verdict=shown["verdict"],
-                kind=shown["kind"],
-                step=int(shown["step"]),
-                slope=float(shown["slope"]),
-                expected=(float(shown["expected_low"]), float(shown["expected_high"])),
-            )
+            finding = finding_of(shown, parameter, "", "")
             said = dataclasses.replace(said, cause=f"{_symptom(shown)} {said.cause}")
-        yield dataclasses.replace(
-            finding, cause=said.cause, advice=said.advice, fault=said.fault, explains=explains
-        )
+        yield dataclasses.replace(finding, cause=said.cause, advice=said.advice, fault=said.fault, explains=explains)
 
 
 def _shown(evidence: Evidence, module: str, since: int) -> pd.Series | None:
@@ -265,7 +280,9 @@ def _width(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | 
 
 def _missing_multiplier(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """A weight whose std and learning rate are both wrong, where a forward multiplier alone would right the rate."""
-    wrong = {f.verdict for f in evidence.audit.findings if f.parameter == finding.parameter} if evidence.audit else set()
+    wrong = (
+        {f.verdict for f in evidence.audit.findings if f.parameter == finding.parameter} if evidence.audit else set()
+    )
     if row["role"] != "readout" or not wrong >= {"init", "learning_rate"} or evidence.audit is None:
         return None
     allowed = forms(evidence.audit.expect, row["role"], row["update"] or "adam")
@@ -284,7 +301,12 @@ def _base_shapes(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagno
     """The learning rates of exactly those matrices are not scaled that share one dimension."""
     hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
     wrong = (hidden["lr_exponent"] - hidden["expected_lr_exponent"]).abs() > CERTAIN
-    if finding.verdict != "learning_rate" or row["role"] != "hidden" or abs(row["lr_exponent"]) > CERTAIN or wrong.all():
+    if (
+        finding.verdict != "learning_rate"
+        or row["role"] != "hidden"
+        or abs(row["lr_exponent"]) > CERTAIN
+        or wrong.all()
+    ):
         return None
     dimensions = hidden["shape"].str.split(" x ").map(frozenset)
     common = frozenset.intersection(*dimensions[wrong]) - frozenset().union(*dimensions[~wrong])
@@ -310,6 +332,19 @@ def _reinitialized(finding: Finding, row: pd.Series, evidence: Evidence) -> Diag
     )
 
 
+def _decay(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """AdamW decays by learning rate x weight decay, so a scaled learning rate scales the decay."""
+    if finding.verdict != "decay":
+        return None
+    return Diagnosis(
+        "decay",
+        f"A step decays it by learning rate x weight decay, which scales like "
+        f"width^{row['effective_decay_exponent']:+.2f} (learning rate {row['lr_exponent']:+.2f}, weight decay "
+        f"{row['decay_exponent']:+.2f}); expected +0.00.",
+        finding.advice,
+    )
+
+
 AUDIT_RULES: tuple[AuditRule, ...] = (
     _shared_readout,
     _typed_as_readout,
@@ -317,11 +352,39 @@ AUDIT_RULES: tuple[AuditRule, ...] = (
     _missing_multiplier,
     _base_shapes,
     _reinitialized,
+    _decay,
 )
 AT_STEP_0 = ("init", "shared_readout", "multiplier", "width", "reinitialized")
 
 
 # faults that only curves show
+
+
+def _growing_heads(evidence: Evidence) -> Iterator[Finding]:
+    """Attention logits that keep their size at step 0 although heads grow, so that aligned ones will not.
+
+    Queries and keys are independent then: of K entries q·k grows like sqrt(K), and 1/K makes that 1/sqrt(K). The range
+    that theory allows ends at 0 because training aligns them; only the number of entries, which is that of the heads,
+    tells whether K grows.
+    """
+    if evidence.gate.expect != "mup":
+        return
+    for _, curve in evidence.curves.query("role == 'attention_logits' and step == 0").iterrows():
+        counts = evidence.records[evidence.records["module"] == curve["module"]].groupby("width")["count"].max()
+        if counts.nunique() == 1 and curve["ci_low"] > CERTAIN - 0.5 and curve["verdict"] != "explodes":
+            yield dataclasses.replace(
+                finding_of(
+                    curve,
+                    None,
+                    f"its attention logits scale like width^{curve['slope']:+.2f} at step 0 although the size of its heads "
+                    f"grows (expected -0.50): q·k is multiplied by 1/sqrt(head size).",
+                    "Multiply q·k by a constant / head size, for queries and keys that training aligns.",
+                ),
+                verdict="explodes",
+                expected=(-0.5, -0.5),
+                fault="multiplier",
+                explains=int(evidence.reached(curve["module"], 1).sum()),
+            )
 
 
 def _origins(evidence: Evidence, known: list[Finding]) -> Iterator[Finding]:
@@ -336,16 +399,8 @@ def _origins(evidence: Evidence, known: list[Finding]) -> Iterator[Finding]:
         curve = _by_locality(rest).iloc[0]
         said = next(filter(None, (rule(curve, evidence) for rule in CURVE_RULES)))
         reached = evidence.reached(curve["module"], int(curve["step"]))
-        yield Finding(
-            verdict=curve["verdict"],
-            module=curve["module"].partition("[attention_logits]")[0],
-            parameter=names.get(curve["module"]),
-            kind=curve["kind"],
-            step=int(curve["step"]),
-            slope=float(curve["slope"]),
-            expected=(float(curve["expected_low"]), float(curve["expected_high"])),
-            cause=f"{_symptom(curve)} {said.cause}",
-            advice=said.advice,
+        yield dataclasses.replace(
+            finding_of(curve, names.get(curve["module"]), f"{_symptom(curve)} {said.cause}", said.advice),
             fault=said.fault,
             explains=int(reached.sum()),
         )
@@ -418,7 +473,9 @@ def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _readout_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    if curve["role"] != "readout" or abs(_beyond(curve)) < CERTAIN or _input_fails(curve, evidence):
+    if curve["role"] != "readout" or curve["module"].startswith(ROOT) or abs(_beyond(curve)) < CERTAIN:
+        return None
+    if _input_fails(curve, evidence):
         return None
     if _beyond(curve) > 0:
         return Diagnosis(
@@ -516,16 +573,13 @@ def _input_fails(curve: pd.Series, evidence: Evidence) -> bool:
 
 def _symptom(curve: pd.Series) -> str:
     """What a curve shows, as a sentence with its numbers."""
-    if curve["role"] == "attention_logits":
-        what = "its attention logits"
-    else:
-        what = QUANTITIES[curve["kind"]]
+    what, grow, shrink = GROWTH["attention_logits" if curve["role"] == "attention_logits" else curve["kind"]]
     at = f"at step {curve['step']}"
-    if curve["verdict"] == "nonfinite" or curve["n_zero"] > 0:
-        return f"{what} is {describe(curve).removesuffix('.')} {at}."
-    verb = "grows" if _beyond(curve) > 0 else "shrinks"
-    low, high = curve["expected_low"], curve["expected_high"]
-    return f"{what} {verb} like width^{curve['slope']:+.2f} {at} (expected {format_range(low, high)})."
+    if curve["verdict"] in ("nonfinite", "dead"):
+        return f"{what}, {at}: {describe(curve)}"
+    verb = grow if _beyond(curve) > 0 else shrink
+    expected = format_range(curve["expected_low"], curve["expected_high"])
+    return f"{what} {verb} like width^{curve['slope']:+.2f} {at} (expected {expected})."
 
 
 def _capitalized(sentence: str) -> str:

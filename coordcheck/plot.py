@@ -17,12 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from coordcheck.audit_result import FAULTS as AUDIT_FAULTS
 from coordcheck.slopes import cell_columns, sizes
 from coordcheck.storage import write_atomically
-from coordcheck.verdict import FAILURES, worst_first
+from coordcheck.verdict import FAILURES, Finding, worst_first
 
 if TYPE_CHECKING:
     from coordcheck.audit_result import Audit
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 VERDICT_COLOURS = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00", "error": "#555555"}
 MARKS = {"explodes": "▲", "vanishes": "▼", "dead": "∅", "nonfinite": "✕", "inconclusive": "?", "pass": ""}
-MEANINGS = "▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive"
+ORIGIN = "►"
+MEANINGS = f"▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive   {ORIGIN} a fault starts here"
 MAX_PANELS = 4
 LABELLED = 3
 MAX_DEVIATION = 1.0
@@ -58,7 +60,7 @@ def report_figure(check: "CoordCheck") -> Figure:
     draw_title(figure, check)
     left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=[1.45, 1]))
     draw_curves(left, check.records, check.slopes, kinds)
-    draw_heat_maps(right, check.slopes, kinds)
+    draw_heat_maps(right, check.slopes, kinds, [finding for finding in check.findings if finding.fault])
     return figure
 
 
@@ -200,15 +202,24 @@ def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]]) -> None:
     )
 
 
-def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]) -> None:
-    """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks."""
+def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str], origins: Sequence[Finding]) -> None:
+    """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks.
+
+    The modules where faults start are marked beside their names, and the curves that show them framed.
+    """
     modules = list(slopes.sort_values("order", kind="stable")["module"].unique())
     steps = [slopes[slopes["kind"] == kind]["step"].nunique() for kind in kinds]
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=steps)[0]
     images = [
         draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=True)
     ]
-    panels[0].set_yticks(range(len(modules)), modules, fontsize=SMALL)
+    starts = {finding.module for finding in origins}
+    panels[0].set_yticks(range(len(modules)), [f"{ORIGIN} {m}" if m in starts else m for m in modules], fontsize=SMALL)
+    for tick, module in zip(panels[0].get_yticklabels(), modules, strict=True):
+        if module in starts:
+            tick.set(color=VERDICT_COLOURS["fail"], fontweight="bold")
+    for axes, kind in zip(panels, kinds, strict=True):
+        frame_origins(axes, slopes[slopes["kind"] == kind], modules, [f for f in origins if f.kind == kind])
     bar = figure.colorbar(images[0], ax=list(panels), location="bottom", shrink=0.8, pad=0.01, aspect=40)
     bar.set_label(f"distance from the expected range        {MEANINGS}", fontsize=SMALL + 1)
     bar.ax.tick_params(labelsize=SMALL)
@@ -247,6 +258,14 @@ def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> A
             color="white" if dark else "black",
         )
     return image
+
+
+def frame_origins(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str], origins: Sequence[Finding]) -> None:
+    """Frames the curves of one kind's heat map that show where faults start."""
+    steps = sorted(slopes["step"].unique())
+    for finding in origins:
+        corner = steps.index(finding.step) - 0.5, modules.index(finding.module) - 0.5
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.4))
 
 
 def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[str | None]]) -> Figure:
