@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from coordcheck.config import ROOT
+from coordcheck.initial_loss import LOSS
 
 REQUIRED = ["width", "module", "t", "l1"]
 
@@ -63,7 +64,7 @@ def _modules_with_the_models_output(frame: pd.DataFrame) -> set[str]:
 
 def to_mup(records: pd.DataFrame) -> pd.DataFrame:
     """Activations of `records` in mup's format, for ``mup.coord_check.plot_coord_data``."""
-    rows = records[(records["kind"] == "activation") & records["l1"].notna()]
+    rows = records[(records["kind"] == "activation") & (records["role"] != LOSS) & records["l1"].notna()]
     rows = rows.sort_values(["seed", "width", "step", "order"], kind="stable")
     return pd.DataFrame(
         {

@@ -99,6 +99,7 @@ def draw_curves(figure: SubFigure, records: pd.DataFrame, slopes: pd.DataFrame, 
     colours = depth_colours(list(slopes.sort_values("order")["module"].unique()))
     steps = pick_steps(sorted(slopes["step"].unique()))
     panels = figure.subplots(len(kinds), len(steps), sharex=True, sharey="row", squeeze=False)
+    explained = False
     for row, kind in enumerate(kinds):
         drawn = []
         for axes, step in zip(panels[row], steps, strict=True):
@@ -108,8 +109,11 @@ def draw_curves(figure: SubFigure, records: pd.DataFrame, slopes: pd.DataFrame, 
                 axes.set_title(f"{kind}, step {step}", fontsize=10)
                 axes.set_xlabel("width" if row == len(kinds) - 1 else "")
                 drawn.append(axes)
+            elif explained:
+                axes.axis("off")
             else:
                 draw_legend(axes, colours)
+                explained = True
         make_headroom(drawn[0], 0.18)
         drawn[0].set_ylabel("mean |entry| (l1)")
         drawn[0].tick_params(labelleft=True)
@@ -227,7 +231,7 @@ def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]
 
 def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> AxesImage:
     """One kind's heat map."""
-    axes.set_title(f"slope of {slopes['kind'].iloc[0]}", fontsize=10)
+    axes.set_title(f"slope of\n{slopes['kind'].iloc[0]}", fontsize=10)
     steps = sorted(slopes["step"].unique())
     beyond = slopes["slope"] - slopes["slope"].clip(slopes["expected_low"], slopes["expected_high"])
     grid = slopes.assign(beyond=beyond).pivot(index="module", columns="step", values="beyond")

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from coordcheck.attention import AttentionObserver, attention_logit_sums
 from coordcheck.config import KINDS, ROOT
 from coordcheck.effective_update import effective_update, updated_parameters
+from coordcheck.initial_loss import CLASSES, LOSS
 from coordcheck.parametrization import attached_roles
 from coordcheck.slopes import RECORD_COLUMNS
 from coordcheck.sums import sums
@@ -122,6 +123,7 @@ class Recorder:
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
+        self._classes: int | None = None
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
@@ -177,13 +179,23 @@ class Recorder:
             )
         self._varying |= varying
 
+    def record_loss(self, loss: Tensor) -> None:
+        """Records the loss of this step as the module "(loss)" of role "loss".
+
+        Args:
+            loss: One entry.
+        """
+        if "activation" in self.kinds:
+            self._add("(loss)", "", LOSS, "activation", 1, sums(loss.reshape(1)))
+
     def records(self) -> pd.DataFrame:
         """What was recorded, with one transfer from the device.
 
         Returns:
             One row per (step, module, kind) with the columns :data:`coordcheck.slopes.RECORD_COLUMNS`: l1 the
             mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
-            the number of non-finite entries among count.
+            the number of non-finite entries among count. ``attrs["classes"]`` is the last dimension of what the last
+            readout gave.
         """
         rows: dict[tuple[int, str, str], _Row] = {}
         order: dict[str, int] = {}
@@ -191,13 +203,16 @@ class Recorder:
             order.setdefault(entry.label, len(order))
             if entry.kind != "delta" or entry.module not in self._varying | self._mismatched.keys():
                 rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.count, moved)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             [
                 (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
                 for (step, module, kind), row in rows.items()
             ],
             columns=list(RECORD_COLUMNS),
         ).astype({"role": "string"})
+        if self._classes is not None:
+            frame.attrs[CLASSES] = self._classes
+        return frame
 
     def _moved_sums(self) -> list[list[float]]:
         if not self._entries:
@@ -236,6 +251,8 @@ class Recorder:
         return hook
 
     def _record(self, name: str, part: str, output: Tensor) -> None:
+        if self.roles[name] == "readout":
+            self._classes = output.shape[-1]
         if "activation" in self.kinds:
             self._add(name, part, self.roles[name], "activation", output.numel(), sums(output))
         # what no parameter reaches, a mask or a rotary embedding, cannot change; without gradients nobody knows

@@ -14,6 +14,7 @@ from rich.table import Table
 from coordcheck import audit_result
 from coordcheck.audit_result import Audit
 from coordcheck.config import BOOKKEEPING, flatten
+from coordcheck.initial_loss import InitialLoss
 from coordcheck.plot import describe_cell, save_figure, summary_figure
 from coordcheck.result import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
 from coordcheck.storage import write_atomically
@@ -76,6 +77,8 @@ def print_check(check: CoordCheck, console: Console, directory: Path, picture: P
         console.print(f"... the worst curve of each module; {rest} modules more in {TEXT}, all curves in {SLOPES}")
     console.print(check.sentence(), style=STYLES[check.verdict], markup=False)
     console.print(str(check.control), markup=False)
+    if initial_loss := InitialLoss.of(check.records):
+        console.print(str(initial_loss), markup=False)
     if check.audit is not None:
         print_audit_findings(check.audit, console)
     for sentence in check.skipped:
@@ -87,12 +90,14 @@ def print_check(check: CoordCheck, console: Console, directory: Path, picture: P
 
 def markdown(check: CoordCheck) -> str:
     """The content of ``report.md``."""
+    initial_loss = InitialLoss.of(check.records)
     lines = [
         f"# {check.verdict.upper()}: {describe_cell(check)}",
         "",
         check.sentence(),
         "",
         str(check.control),
+        *(["", str(initial_loss)] if initial_loss else []),
         *(["", *check.skipped] if check.skipped else []),
         "",
         f"![curves and slopes]({PICTURE})",

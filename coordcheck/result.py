@@ -18,6 +18,7 @@ from coordcheck.audit_result import TABLE as AUDIT_TABLE
 from coordcheck.audit_result import Audit
 from coordcheck.config import GateConfig, default_gate, gate_from
 from coordcheck.diagnose import diagnose
+from coordcheck.initial_loss import InitialLoss
 from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import Finding
@@ -122,7 +123,8 @@ class CoordCheck:
                 stacklevel=2,
             )
         control = Control() if control is None else control
-        judged = verdicts.judge(fit(records, gate.confidence), gate, readout)
+        initial_loss = InitialLoss.of(records)
+        judged = verdicts.judge(fit(records, gate.confidence), gate, readout, initial_loss)
         findings = diagnose(records, judged, gate, audit, control.saw)
         return cls(
             records=records,

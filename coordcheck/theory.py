@@ -5,6 +5,7 @@ learning rates of its tables 3, 8 and 9; Everett et al. (arXiv 2407.05872) for s
 """
 
 from dataclasses import dataclass
+from math import inf
 
 TPV = "Tensor Programs V, arXiv 2203.03466"
 EVERETT = "Everett et al., arXiv 2407.05872"
@@ -24,7 +25,7 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
 
     Args:
         parametrization: "mup" or "sp".
-        role: Of the module; "attention_logits" for q·k.
+        role: Of the module; "attention_logits" for q·k, "loss" for the loss.
         kind: "activation", "delta" or "effective_update".
         step: Updates done before.
         readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that
@@ -33,6 +34,8 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
     Raises:
         ValueError: if the parametrization is unknown.
     """
+    if role == "loss":
+        return Expectation(-inf, inf, "no claim: the loss falls as the logits shrink, and as training goes")
     if parametrization == "mup":
         return _mup(role, kind, step, readout)
     if parametrization == "sp":

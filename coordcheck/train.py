@@ -78,6 +78,7 @@ def run(
                 raise Cancelled
             with autocast:
                 value = _scalar(loss(model, batch))
+            recorder.record_loss(value)
             if step < plan.steps - 1:
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]

@@ -1,13 +1,14 @@
 """Slopes and expectations to verdicts: of each curve, of a check, and the findings in words."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
 from coordcheck.config import ROOT, GateConfig
+from coordcheck.initial_loss import LOSS, InitialLoss
 from coordcheck.slopes import MIN_WIDTHS
 from coordcheck.theory import expected
 
@@ -52,13 +53,16 @@ class Finding:
         return f"{where}: {self.cause} {self.advice}"
 
 
-def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) -> pd.DataFrame:
+def judge(
+    slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None, initial_loss: InitialLoss | None = None
+) -> pd.DataFrame:
     """Adds to each curve what was expected of it and its verdict.
 
     Args:
         slopes: As :func:`coordcheck.slopes.fit` returns.
         gate: Whose exponents, and how far beyond them still passes.
         readout: The readout's init where known, see :func:`coordcheck.theory.expected`.
+        initial_loss: Where it is too high, it may not grow with width.
 
     Returns:
         `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
@@ -68,6 +72,9 @@ def judge(slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None) ->
         expected(gate.expect, role, kind, step, readout)
         for role, kind, step in zip(slopes["role"], slopes["kind"], slopes["step"], strict=True)
     ]
+    if initial_loss is not None and initial_loss.too_high:
+        starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
+        ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
     judged = slopes.copy()
     position = judged.columns.get_loc("ci_high")
     assert isinstance(position, int)
@@ -91,7 +98,7 @@ def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Serie
     verdict = np.select(
         [
             judged["n_nonfinite"] > 0,
-            (judged["n_zero"] == judged["n_runs"]) & zero_is_due,
+            ((judged["n_zero"] == judged["n_runs"]) & zero_is_due) | ((judged["role"] == LOSS) & np.isinf(high)),
             judged["n_zero"] > 0,
             judged["n_widths"] < MIN_WIDTHS,
             judged["ci_low"] > high,
@@ -201,10 +208,10 @@ def undecided(judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, s
 def weights(records: pd.DataFrame) -> dict[str, str]:
     """The name of each recorded module's own weight, where it has one.
 
-    A recorder states the role of these modules only, and that of attention logits, which have none. Frames in mup's
-    format, which know no count, state other roles.
+    A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
+    in mup's format, which know no count, state other roles.
     """
-    stated = records["role"].notna() & (records["role"] != "attention_logits") & records["count"].notna()
+    stated = records["role"].notna() & ~records["role"].isin(("attention_logits", LOSS)) & records["count"].notna()
     modules = records.loc[stated, "module"].unique()
     return {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
 
@@ -240,6 +247,8 @@ def describe(row: pd.Series) -> str:
 
 def format_range(low: float, high: float) -> str:
     """An expected range in words."""
+    if np.isinf(low):
+        return "any" if np.isinf(high) else f"at most {high:+.2f}"
     return f"{low:+.2f}" if low == high else f"{low:+.2f} to {high:+.2f}"
 
 

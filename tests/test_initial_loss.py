@@ -1,0 +1,71 @@
+"""The initial loss: ln V with logits of zero, and what a readout whose std ignores the width makes of it."""
+
+import math
+
+import pytest
+import torch
+from conftest import plan_of, power, synthetic, tiny_cell, tiny_config
+
+from coordcheck import CoordCheck
+from coordcheck.check import check_config
+from coordcheck.initial_loss import InitialLoss
+from coordcheck.report import markdown
+from coordcheck.train import run
+
+CPU = torch.device("cpu")
+
+
+def test_a_zero_readout_starts_at_ln_v_and_its_loss_is_recorded_at_every_step():
+    cell = tiny_cell()
+    model = cell.build(64, 0, CPU)
+    batch = cell.batch(0, CPU)
+    records = run(
+        *(model, cell.optimizer(model, 64), batch, cell.loss, plan_of(cell.config)), width=64, seed=0, roles=cell.roles
+    )
+    loss = records[records.role == "loss"].set_index("step")
+    assert loss["module"].unique().tolist() == ["(loss)"]
+    assert loss["kind"].unique().tolist() == ["activation"]
+    assert loss["l1"][0] == pytest.approx(math.log(256), rel=1e-6)
+    assert loss["l1"][3] == pytest.approx(cell.loss(model, batch).item(), rel=1e-6)
+    assert loss["rms"].to_numpy() == pytest.approx(loss["l1"].to_numpy(), rel=1e-6)
+    assert str(InitialLoss.of(records)) == "Initial loss: 5.55 (narrowest) to 5.55 (widest), ln V = 5.55."
+
+
+def checked(tmp_path, *overrides):
+    return check_config(tiny_config(f"runs={tmp_path}", "plots=null", "audit=false", *overrides))
+
+
+def test_a_readout_whose_std_ignores_the_width_is_named_by_its_loss(tmp_path):
+    check = checked(tmp_path, "parametrization=sp", "gate.expect=sp", "readout=constant", "readout.std=1", "steps=1")
+    (finding,) = [finding for finding in check.findings if finding.module == "(loss)"]
+    assert check.verdict == "fail"
+    assert finding.verdict == "explodes"
+    assert finding.parameter is None
+    widest = InitialLoss.of(check.records).widest
+    why = "the readout's std does not shrink with width. It scales like width^"
+    assert finding.cause.startswith(f"initial loss {widest:.1f} where ln V = 5.5: {why}")
+    assert f"to {widest:.2f} (widest), ln V = 5.55." in markdown(check)
+    check.save(tmp_path / "check")
+    assert CoordCheck.load(tmp_path / "check").findings == check.findings
+
+
+@pytest.mark.parametrize(
+    "overrides", [["parametrization=sp", "gate.expect=sp", "readout=fan_in"], ["readout=constant", "readout.std=1"]]
+)
+def test_the_loss_of_a_correct_model_passes(tmp_path, overrides):
+    check = checked(tmp_path, *overrides)
+    assert set(check.slopes[check.slopes.role == "loss"]["verdict"]) == {"pass"}
+
+
+def test_records_without_a_loss_have_none(gate):
+    check = CoordCheck.from_records(synthetic({("fc", "activation", 0): power(0.0)}), gate)
+    assert InitialLoss.of(check.records) is None
+    assert "Initial loss" not in markdown(check)
+
+
+def test_a_loss_that_is_no_cross_entropy_fails_nothing(gate):
+    loss = synthetic({("(loss)", "activation", step): power(0.7) for step in (0, 1)}, role="loss")
+    check = CoordCheck.from_records(loss, gate)
+    assert (check.findings, check.verdict) == ([], "pass")
+    assert "ln V" not in str(InitialLoss.of(check.records))
+    assert len(check.to_mup()) == 0
