@@ -14,7 +14,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -60,8 +60,7 @@ class Case:
         optimizer: From model to optimizer.
         loss: None for the default one.
         places: Modules of which one must be named first; empty for a correct model.
-        cause: Class of the fault; empty for a correct model.
-        steps: Forward passes.
+        cause: Class of the fault, see :data:`coordcheck.diagnose.CLASSES`; empty for a correct model.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Case:
     loss: Loss | None = None
     places: tuple[str, ...] = ()
     cause: str = ""
-    steps: int = 4
 
 
 # correct models
@@ -151,8 +149,8 @@ def t5(width: int, **options: Any) -> T5:
 def post_ln(width: int, mup_multiplier: float | None = 1.0) -> PostLN:
     """A post-LN encoder-decoder of one and two blocks.
 
-    Its decoder starts from zeros, so the first values are the same at all positions, and the first queries and keys have
-    gradients of exactly zero. What rounding leaves of that, Adam with a small epsilon would make full steps of.
+    Its decoder starts from zeros, so the first values are the same at all positions, and the first queries and keys
+    have gradients of exactly zero. What rounding leaves of that, Adam with a small epsilon would make full steps of.
     """
     model = PostLN(
         width,
@@ -680,25 +678,28 @@ def cases(base: int) -> dict[str, Case]:
     return {case.name: case for case in (*faulty(base), *correct(base), *invisible(base))}
 
 
-def run(name: str, chosen: str) -> str:
-    """Checks one case and stores the check with the seconds it took."""
-    seeds, base = SETS[chosen]
-    case = cases(base)[name]
+def check_case(case: Case, seeds: Sequence[int]) -> coordcheck.CoordCheck:
+    """Checks one case on one thread."""
     torch.set_num_threads(1)
-    begin = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check = coordcheck.coord_check(
+        warnings.simplefilter("ignore")  # an evaluation within the step has one of its own
+        return coordcheck.coord_check(
             case.build,
             case.batch,
             widths=WIDTHS,
             seeds=seeds,
-            steps=case.steps,
             optimizer=case.optimizer,
             loss=case.loss,
             kinds=KINDS,
             device="cpu",
         )
+
+
+def run(name: str, chosen: str) -> str:
+    """Checks one case and stores the check with the seconds it took."""
+    seeds, base = SETS[chosen]
+    begin = time.perf_counter()
+    check = check_case(cases(base)[name], seeds)
     seconds = time.perf_counter() - begin
     directory = directory_of(name, chosen)
     check.save(directory)

@@ -2,9 +2,9 @@
 
 A fault spreads downstream, so most curves that fail are symptoms. The audit's faults are causes, each of one parameter,
 whose curves show what they do. Of the curves that no such cause reaches, the earliest is where a fault starts that only
-the forward pass or the training knows: at step 0 the first module in forward order, later first what is local to
-a module (its own update's part, the attention logits) and then the changes and sizes of its output, which carry what came in. Each
-kind of fault is a rule, a function from evidence to a sentence or None; the first rule that speaks names the cause.
+the forward pass or the training knows: at step 0 the first module in forward order; later first what is local to a
+module (its own update's part, the attention logits), then the changes and sizes of its output, which carry what came
+in. Each kind of fault is a rule, a function from evidence to a diagnosis or None; the first rule that speaks names it.
 
 Frames in, findings out, without torch: stored checks are diagnosed anew.
 """
@@ -20,6 +20,7 @@ import pandas as pd
 
 from coordcheck.audit_result import FAULTS, Audit
 from coordcheck.config import ROOT, GateConfig
+from coordcheck.initial_loss import LOSS, InitialLoss
 from coordcheck.theory import forms
 from coordcheck.verdict import FAILURES, Finding, describe, finding_of, format_range, undecided, weights
 
@@ -27,7 +28,24 @@ CERTAIN = 0.25  # a factor of sqrt(width) or width is that far from noise
 # Of the size of what it changes: float32 rounds by 6e-8, which a few layers make 2e-7 in a run that does not move at
 # all, where Adam's smallest useful learning rates (1e-5) change outputs by 6e-4.
 ROUNDING = 1e-5
-# what is known from the build alone: the fault that an audit's verdict stands for
+CLASSES = {
+    "init": "the init std scales wrongly, or there is none",
+    "reinitialized": "initialized again, by another rule",
+    "learning_rate": "the learning rate scales wrongly",
+    "multiplier": "a forward multiplier is missing or applied twice: readout, attention, embedding, residual",
+    "shared_readout": "the init of a readout was rescaled, and the embedding that shares its weight with it",
+    "width": "the width does not reach a module",
+    "base_shapes": "the base shapes forget a dimension, or are lost",
+    "untrained": "not trained, or in no parameter group",
+    "decay": "the weight decay is coupled to the scaled learning rate",
+    "epsilon": "the optimizer's epsilon is not small beside the gradient",
+    "dead": "nothing passes",
+    "nonfinite": "not finite",
+    "gentle": "training is too gentle to see a fault",
+    "harness": "the runs differ in what they must share",
+    "unexplained": "what causes it is not known",
+}
+# the fault that an audit's verdict stands for
 AUDITED = {
     "uninitialized": "init",
     "init": "init",
@@ -39,6 +57,7 @@ AUDITED = {
 }
 # what a curve is of, and how it changes
 GROWTH = {
+    LOSS: ("it", "grows", "shrinks"),
     "activation": ("its output", "grows", "shrinks"),
     "delta": ("its output's change", "grows", "shrinks"),
     "effective_update": ("its updates", "grow", "shrink"),
@@ -99,15 +118,11 @@ class Evidence:
     def orders(self) -> dict[str, int]:
         """Place of each module in the forward pass, under its name without an output's index."""
         modules = self.curves["module"].str.partition("[")[0]
-        return self.curves.groupby(modules)["order"].min().to_dict()
+        return {str(module): int(order) for module, order in self.curves.groupby(modules)["order"].min().items()}
 
     def order(self, module: str) -> int:
         """Place of a module in the forward pass; a module that was not recorded comes last."""
         return self.orders.get(module.partition("[")[0], len(self.orders))
-
-    def of(self, module: str) -> pd.DataFrame:
-        """Curves of a module's outputs."""
-        return self.curves[self.curves["module"].str.partition("[")[0] == module]
 
     def weight(self, module: str) -> pd.Series | None:
         """The audit's row of a module's own weight."""
@@ -169,21 +184,21 @@ def _harness(evidence: Evidence) -> Finding | None:
         return _whole(
             evidence,
             "harness",
-            f"{len(varying)} modules gave more entries at a later step than at step 0, {varying[0]} the first of them: a "
-            f"forward pass more is pooled with the one that is trained.",
-            "Run the same forward passes in every step, for example evaluate outside the recorder, or leave modules out.",
+            f"{len(varying)} modules gave more entries at a later step than at step 0, {varying[0]} the first of them: "
+            f"a forward pass more is pooled with the one that is trained.",
+            "Run the same forward passes in every step, for example evaluate outside the recorder.",
         )
     by_width = size[size.columns[0]].unstack("width")
-    narrow, wide = by_width.columns[0], by_width.columns[-1]
-    exponents = np.log(by_width[wide] / by_width[narrow]) / np.log(wide / narrow)
+    growth = by_width.iloc[:, -1] / by_width.iloc[:, 0]
+    exponents = np.log(growth) / np.log(float(by_width.columns[-1]) / float(by_width.columns[0]))
     strange = exponents[(exponents < -CERTAIN) | (exponents > 1 + CERTAIN)]
     if not len(strange):
         return None
     return _whole(
         evidence,
         "harness",
-        f"the number of entries of {strange.index[0]} scales like width^{strange.iloc[0]:+.2f}, so the batch is not the "
-        f"same at every width.",
+        f"the number of entries of {strange.index[0]} scales like width^{strange.iloc[0]:+.2f}, so the batch is not "
+        f"the same at every width.",
         "Train all widths on the same batch; split it into micro-batches where memory is short.",
     )
 
@@ -215,7 +230,8 @@ def _audited(evidence: Evidence) -> Iterator[Finding]:
     found = [] if evidence.audit is None else [f for f in evidence.audit.findings if f.verdict in FAULTS]
     worst = {finding.parameter: finding for finding in reversed(found)}
     for parameter, finding in worst.items():
-        row = evidence.parameters.loc[parameter]
+        row = evidence.parameters.loc[str(parameter)]
+        assert isinstance(row, pd.Series)
         said = next(filter(None, (rule(finding, row, evidence) for rule in AUDIT_RULES)), None)
         said = said or Diagnosis(AUDITED[finding.verdict], _capitalized(finding.cause), finding.advice)
         since = 0 if said.fault in AT_STEP_0 else 1
@@ -240,9 +256,8 @@ def _shared_readout(finding: Finding, row: pd.Series, evidence: Evidence) -> Dia
         return None
     return Diagnosis(
         "shared_readout",
-        f"Its std scales like width^{row['std_exponent']:+.2f}; expected {row['expected_std_exponent']:+.2f}. It is shared "
-        f"with {row['tied_to']}, whose readout was rescaled by sqrt(width_mult), and the embedding with it. Written by "
-        f"{row['rules']}.",
+        f"{_std(row)} It is shared with {row['tied_to']}, whose readout was rescaled by sqrt(width_mult), and the "
+        f"embedding with it. Written by {row['rules']}.",
         "Call mup.set_base_shapes with rescale_params=False, or use a shared readout whose _rescale_parameters does "
         "nothing (https://github.com/microsoft/mup/issues/55).",
     )
@@ -272,8 +287,7 @@ def _width(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | 
         return None
     return Diagnosis(
         "width",
-        f"Its output has {row['fan_out']} entries at every width, but {later[0]} after it grows. Its init std and learning "
-        f"rate (exponents {row['std_exponent']:+.2f} and {row['lr_exponent']:+.2f}) are those of a layer that grows too.",
+        f"Its output has {row['fan_out']} entries at every width, but {later[0]} after it grows.",
         "Let the width reach this size, as in the other layers.",
     )
 
@@ -314,10 +328,14 @@ def _base_shapes(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagno
         return None
     return Diagnosis(
         "base_shapes",
-        f"Its learning rate and those of all {int(wrong.sum())} matrices with the dimension {min(common)} (at the largest "
-        f"width audited), and of no others, do not shrink with width: the base shapes take this dimension for finite.",
+        f"The learning rates of all {int(wrong.sum())} matrices with the dimension {min(common)} (at the largest width "
+        f"audited), and of no others, do not shrink with width: the base shapes take this dimension for finite.",
         "Let it differ between the base and the delta model that are given to mup.set_base_shapes.",
     )
+
+
+def _std(row: pd.Series) -> str:
+    return f"Its std scales like width^{row['std_exponent']:+.2f}; expected {row['expected_std_exponent']:+.2f}."
 
 
 def _reinitialized(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
@@ -326,8 +344,7 @@ def _reinitialized(finding: Finding, row: pd.Series, evidence: Evidence) -> Diag
         return None
     return Diagnosis(
         "reinitialized",
-        f"Its std scales like width^{row['std_exponent']:+.2f}; expected {row['expected_std_exponent']:+.2f}. It was "
-        f"initialized {row['repeats']} times: {row['rules']}; the last won.",
+        f"{_std(row)} It was initialized {row['repeats']} times: {row['rules']}; the last won.",
         "Let one rule write it once, the one that knows the width.",
     )
 
@@ -376,8 +393,8 @@ def _growing_heads(evidence: Evidence) -> Iterator[Finding]:
                 finding_of(
                     curve,
                     None,
-                    f"its attention logits scale like width^{curve['slope']:+.2f} at step 0 although the size of its heads "
-                    f"grows (expected -0.50): q·k is multiplied by 1/sqrt(head size).",
+                    f"its attention logits scale like width^{curve['slope']:+.2f} at step 0 although the size of its "
+                    f"heads grows (expected -0.50): q·k is multiplied by 1/sqrt(head size).",
                     "Multiply q·k by a constant / head size, for queries and keys that training aligns.",
                 ),
                 verdict="explodes",
@@ -505,7 +522,8 @@ def _attention_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | N
 def _forward_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     if curve["step"] != 0:
         return None
-    children = [m for m in evidence.orders if m.startswith(f"{curve['module']}.") or curve["module"] == ROOT != m]
+    inside = "" if curve["module"].startswith(ROOT) else f"{curve['module']}."
+    children = [m for m, order in evidence.orders.items() if m.startswith(inside) and order < curve["order"]]
     if children:
         return Diagnosis(
             "multiplier",
@@ -520,10 +538,18 @@ def _forward_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | Non
     )
 
 
-def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    if curve["kind"] != "effective_update" or evidence.weight(curve["module"]) is None:
+def _initial_loss(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    loss = InitialLoss.of(evidence.records)
+    if curve["role"] != LOSS or loss is None:
         return None
-    rate = f"The learning rate of its group is right when training begins (exponent {evidence.weight(curve['module'])['lr_exponent']:+.2f})"
+    return Diagnosis("init", _capitalized(loss.cause()), "Use mup.MuReadout, or a std that shrinks like width^-1/2.")
+
+
+def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    row = evidence.weight(curve["module"])
+    if curve["kind"] != "effective_update" or row is None:
+        return None
+    rate = f"The learning rate of its group is right when training begins (exponent {row['lr_exponent']:+.2f})"
     if _beyond(curve) > 0:
         return Diagnosis(
             "learning_rate",
@@ -533,7 +559,7 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     return Diagnosis(
         "epsilon",
         f"{rate}, but the step shrinks with the gradient.",
-        "Make the optimizer's epsilon much smaller than the gradient's entries, for example 1e-12, or scale it with them.",
+        "Make the optimizer's epsilon much smaller than the gradient's entries, for example 1e-12.",
     )
 
 
@@ -554,6 +580,7 @@ CURVE_RULES: tuple[CurveRule, ...] = (
     _lost_base_shapes,
     _readout_multiplier,
     _attention_multiplier,
+    _initial_loss,
     _forward_multiplier,
     _changed_rate,
     _unexplained,
@@ -568,12 +595,12 @@ def _beyond(curve: pd.Series) -> float:
 def _input_fails(curve: pd.Series, evidence: Evidence) -> bool:
     """Whether the module just before fails at the same step already."""
     before = evidence.curves.query("order < @curve.order and step == @curve.step and kind == 'activation'")
-    return len(before) > 0 and before.loc[before["order"].idxmax(), "verdict"] in FAILURES
+    return bool(before.sort_values("order")["verdict"].tail(1).isin(FAILURES).any())
 
 
 def _symptom(curve: pd.Series) -> str:
     """What a curve shows, as a sentence with its numbers."""
-    what, grow, shrink = GROWTH["attention_logits" if curve["role"] == "attention_logits" else curve["kind"]]
+    what, grow, shrink = GROWTH[curve["role"] if curve["role"] in ("attention_logits", LOSS) else curve["kind"]]
     at = f"at step {curve['step']}"
     if curve["verdict"] in ("nonfinite", "dead"):
         return f"{what}, {at}: {describe(curve)}"
