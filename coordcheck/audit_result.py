@@ -84,9 +84,9 @@ class Audit:
             said: As :meth:`facts` returned.
             tolerance: As for :meth:`from_parameters`.
         """
-        table = pd.read_csv(Path(directory) / TABLE)
         # what is empty there is a word that is empty, not a number that is missing
-        table = table.fillna({"tied_to": "", "update": "", "rules": ""})
+        words = dict.fromkeys(("tied_to", "update", "rules"), "")
+        table = pd.read_csv(Path(directory) / TABLE, dtype=dict.fromkeys(words, str)).fillna(words)
         return cls.from_parameters(table, list(said["widths"]), said["expect"], tolerance, said["readout"])
 
     def sentence(self) -> str:

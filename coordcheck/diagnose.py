@@ -117,7 +117,7 @@ class Evidence:
     @cached_property
     def orders(self) -> dict[str, int]:
         """Place of each module in the forward pass, under its name without an output's index."""
-        modules = self.curves["module"].str.partition("[")[0]
+        modules = _without_index(self.curves["module"])
         return {str(module): int(order) for module, order in self.curves.groupby(modules)["order"].min().items()}
 
     def order(self, module: str) -> int:
@@ -245,9 +245,14 @@ def _audited(evidence: Evidence) -> Iterator[Finding]:
 
 def _shown(evidence: Evidence, module: str, since: int) -> pd.Series | None:
     """The curve of a module that shows its fault: the first to fail, what is local to it before the rest."""
-    mine = evidence.failing[(evidence.failing["module"].str.partition("[")[0] == module)]
+    mine = evidence.failing[_without_index(evidence.failing["module"]) == module]
     mine = _by_locality(mine[mine["step"] >= since])
     return mine.iloc[0] if len(mine) else None
+
+
+def _without_index(modules: pd.Series) -> pd.Series:
+    """Names of modules without that of an output: a layer that returns several tensors is one layer."""
+    return modules.str.replace(r"\[.*", "", regex=True)
 
 
 def _shared_readout(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
@@ -479,7 +484,7 @@ def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     if row is None or row["multiplier_exponent"] != -1.0 or curve["verdict"] != "explodes":
         return None
     hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
-    if not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > CERTAIN).all():
+    if not len(hidden) or not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > CERTAIN).all():
         return None
     return Diagnosis(
         "base_shapes",
