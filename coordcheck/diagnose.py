@@ -25,6 +25,7 @@ from coordcheck.theory import forms
 from coordcheck.verdict import FAILURES, Finding, describe, finding_of, format_range, undecided, weights
 
 CERTAIN = 0.25  # a factor of sqrt(width) or width is that far from noise
+SAME = 0.1  # two exponents of one module at one step that differ by less
 # Of the size of what it changes: float32 rounds by 6e-8, which a few layers make 2e-7 in a run that does not move at
 # all, where Adam's smallest useful learning rates (1e-5) change outputs by 6e-4.
 ROUNDING = 1e-5
@@ -551,8 +552,13 @@ def _initial_loss(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """Updates of the wrong size; or a change, as far as updates that grow as much make it."""
     row = evidence.weight(curve["module"])
-    if curve["kind"] != "effective_update" or row is None:
+    own = evidence.curves.query("module == @curve.module and step == @curve.step and kind == 'effective_update'")[
+        "slope"
+    ]
+    made_by_update = (own > curve["slope"] - SAME).any() and curve["verdict"] == "explodes"
+    if row is None or not (curve["kind"] == "effective_update" or made_by_update):
         return None
     rate = f"The learning rate of its group is right when training begins (exponent {row['lr_exponent']:+.2f})"
     if _beyond(curve) > 0:

@@ -116,6 +116,7 @@ def test_what_the_audit_names_is_refined(gate, fault, module, parameters, seen):
     assert finding.advice
 
 
+UNDECIDED = power(0.45, noise=0.3)
 HEAD = parameter("head.weight", multiplier_exponent=-1.0)
 
 
@@ -132,7 +133,18 @@ HEAD = parameter("head.weight", multiplier_exponent=-1.0)
         ("multiplier", "attn[attention_logits]", {("attn[attention_logits]", "activation", 2): 0.5}, []),
         ("multiplier", "attn[attention_logits]", {("attn[attention_logits]", "activation", 0): -1.5}, []),
         ("multiplier", "fc", {("fc", "activation", 0): -1.0}, [parameter("fc.weight")]),
-        ("learning_rate", "fc", {("fc", "effective_update", 2): 0.9, ("proj", "delta", 2): 0.5}, [parameter("fc.weight")]),
+        (
+            "learning_rate",
+            "fc",
+            {("fc", "effective_update", 2): 0.9, ("proj", "delta", 2): 0.5},
+            [parameter("fc.weight")],
+        ),
+        (
+            "learning_rate",
+            "fc",
+            {("fc", "delta", 2): 0.5, ("fc", "effective_update", 2): UNDECIDED},
+            [parameter("fc.weight")],
+        ),
         ("epsilon", "fc", {("fc", "effective_update", 1): -0.9}, [parameter("fc.weight")]),
         ("unexplained", "fc", {("fc", "delta", 1): 0.9}, [parameter("fc.weight")]),
         ("unexplained", "fc", {("fc", "effective_update", 1): 0.9}, []),
