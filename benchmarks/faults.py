@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py run first     # trains: seeds 0 to 2, base width 64
     python benchmarks/faults.py run second    # seeds 10 to 12, base width 128
+    python benchmarks/faults.py run third     # seeds 30 to 32, faults that were planted when the rules stood
     python benchmarks/faults.py table         # diagnoses the stored checks anew and prints
 
 Correct models are put into muP by :func:`in_mup`, a dozen lines that share nothing with this package's own. A fault is
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import coordcheck
+from coordcheck.diagnose import diagnose
 from coordcheck.models import GPT, T5
 from coordcheck.models.post_ln import PostLN
 from coordcheck.parametrization import fans
@@ -38,7 +40,7 @@ LR = 1e-3
 VOCAB, CONTEXT, BATCH = 64, 32, 8
 WIDTHS = (64, 128, 256)
 KINDS = ("activation", "delta", "effective_update")
-SETS = {"first": (range(3), 64), "second": (range(10, 13), 128)}
+SETS = {"first": (range(3), 64), "second": (range(10, 13), 128), "third": (range(30, 33), 64)}
 STORE = Path("checks/faults")
 HEAD_SIZE = 16
 LAYERS = r"\.(attn|self_attn|cross|cross_attn|mlp)\."
@@ -661,6 +663,43 @@ def plain_class_head(width: int) -> PostLN:
     return model
 
 
+def held_out(base: int) -> Iterator[Case]:
+    """Faults that were planted when the rules stood, and changed none: what the rules say of faults they never saw."""
+    std = base**-0.5
+    put = partial(in_mup, base=base)
+    on_gpt = partial(Case, batch=next_tokens, optimizer=adam())
+    on_t5 = partial(Case, batch=source_and_target, loss=t5_loss, optimizer=adam())
+    on_post_ln = partial(Case, batch=labelled_queries, loss=post_ln_loss, optimizer=adam())
+
+    def at(case: Callable[..., Case], cause: str, place: str, name: str, build: Build, **values: Any) -> Case:
+        return case(name, build, places=(place,), cause=cause, **values)
+
+    rate, factor = "learning_rate", "multiplier"
+    fc, v, gate = "encoder.blocks.0.mlp.fc", "blocks.0.attn.v", "blocks.1.mlp.gate"
+    yield at(on_t5, rate, fc, "T5: encoder's layer, rate width^-1/2", put(t5), optimizer=adam(fc, 0.5))
+    key = "decoder.1.cross_attn.k"
+    yield at(on_post_ln, "reinitialized", key, "post-LN: k written again", put(post_ln, plant=written(key + ".w", 0.2)))
+    yield at(on_gpt, factor, v, "v times sqrt(width)", put(gpt, plant=output_times(v, 0.5)))
+    yield at(on_gpt, factor, "ln_f", "final norm times sqrt(width)", put(gpt, plant=output_times("ln_f", 0.5)))
+    rest = adam(only="wte|blocks|ln|head")
+    yield at(on_gpt, "untrained", "wpe", "positions in no group", put(gpt), optimizer=rest)
+    tied = put(partial(gpt, tied=True), readout_std=std)
+    yield at(on_gpt, rate, "blocks.0.attn.q", "tied, Adam without muP's rates", tied, optimizer=adam(LAYERS, 1.0))
+    c_fc = "transformer.h.1.mlp.c_fc"
+    yield at(on_gpt, rate, c_fc, "Hugging Face's GPT-2: one rate", put(hugging_face), optimizer=adam(c_fc + ".w", 1.0))
+    gated = partial(gpt, feed_forward="swiglu")
+    yield at(on_gpt, "init", gate, "SwiGLU: gate's init std constant", put(gated, plant=scaled(gate, 0.5)))
+    yield at(on_gpt, rate, "lm_head", "readout's rate width^+1/2", put(gpt), optimizer=adam("lm_head", 0.5))
+    cross = "decoder.blocks.0.cross.k"
+    yield at(on_t5, "untrained", cross, "T5: k without gradient", put(t5, plant=detached(cross)))
+    proj = "blocks.1.attn.proj"
+    yield at(on_gpt, factor, proj, "attention's output divided by width", put(gpt, plant=output_times(proj, -1.0)))
+    norm = "blocks.1.ln_1"
+    yield at(on_gpt, "dead", norm, "a norm times zero", put(gpt, plant=silenced(norm)))
+    narrow = "blocks.0.mlp.proj"
+    yield at(on_gpt, "init", narrow, "one layer's init std 1/width", put(gpt, plant=scaled(narrow, -0.5)))
+
+
 def invisible(base: int) -> Iterator[Case]:
     """What someone may call a fault, and what no exponent of width shows: kept to see that this stays so."""
     put = partial(in_mup, base=base)
@@ -672,10 +711,17 @@ def invisible(base: int) -> Iterator[Case]:
 
 # the benchmark
 
+GENERATORS = {
+    "first": (faulty, correct, invisible),
+    "second": (faulty, correct, invisible),
+    "third": (held_out,),
+}
+
 
 def cases(base: int) -> dict[str, Case]:
     """All cases, by name."""
-    return {case.name: case for case in (*faulty(base), *correct(base), *invisible(base))}
+    made = (*faulty(base), *correct(base), *held_out(base), *invisible(base))
+    return {case.name: case for case in made}
 
 
 def check_case(case: Case, seeds: Sequence[int]) -> coordcheck.CoordCheck:
@@ -713,22 +759,31 @@ def directory_of(name: str, chosen: str) -> Path:
 
 
 def outcome(case: Case, chosen: str) -> dict[str, Any]:
-    """A stored check, diagnosed anew and held against what was planted."""
+    """A stored check, diagnosed anew and held against what was planted; "alone" is by the curves without the audit."""
     directory = directory_of(case.name, chosen)
     check = coordcheck.CoordCheck.load(directory)
-    faults = [finding for finding in check.findings if finding.verdict != "inconclusive"]
-    first = faults[0] if faults else None
+    first = next((finding for finding in check.findings if finding.fault), None)
+    alone = next(
+        (f for f in diagnose(check.records, check.slopes, check.gate, None, check.control.saw) if f.fault), None
+    )
     return {
         "case": case.name,
-        "planted": f"{case.cause} at {' or '.join(case.places)}" if case.cause else "",
+        "planted": f"{case.cause} at {' or '.join(case.places)}",
         "verdict": check.verdict,
         "named first": f"{first.fault} at {first.module}" if first else "",
         "detected": first is not None,
-        "place": first is not None and first.module.partition("[")[0] in case.places,
+        "place": _is_at(first, case),
         "cause": first is not None and first.fault == case.cause,
+        "detected alone": alone is not None,
+        "place alone": _is_at(alone, case),
+        "cause alone": alone is not None and alone.fault == case.cause,
         "said": str(first) if first else "",
         "seconds": f"{json.loads((directory / 'seconds.json').read_text()):.1f}",
     }
+
+
+def _is_at(finding: coordcheck.Finding | None, case: Case) -> bool:
+    return finding is not None and finding.module.partition("[")[0] in case.places
 
 
 def percent(share: pd.Series) -> str:
@@ -736,35 +791,30 @@ def percent(share: pd.Series) -> str:
     return f"{int(share.sum())} of {len(share)} ({100 * share.mean():.0f} %)"
 
 
-def tables(chosen: str) -> str:
-    """The faults, the correct models and the rates of one set, as Markdown."""
-    base = SETS[chosen][1]
-    planted, right, unseen = (
-        pd.DataFrame([outcome(case, chosen) for case in of(base)]) for of in (faulty, correct, invisible)
-    )
-    marks = planted[["detected", "place", "cause"]].replace({True: "yes", False: "**no**"})
-    shown = planted[["case", "planted", "named first", "verdict"]].join(marks).join(planted["seconds"])
-    rates = [f"{name} {percent(planted[name])}" for name in ("detected", "place", "cause")]
-    failed = percent(right["detected"] | (right["verdict"] == "fail"))
-    plain = ["case", "verdict", "named first", "seconds"]
-    return "\n\n".join(
-        [
-            f"Faults: {', '.join(rates)}. Correct models that fail: {failed}.",
-            markdown_table(shown),
-            markdown_table(right[plain]),
-            markdown_table(unseen[plain]),
-        ]
-    )
+def table_of(of: Callable[[int], Iterator[Case]], chosen: str) -> str:
+    """Some cases of one set as Markdown, with the rates before the table."""
+    rows = pd.DataFrame([outcome(case, chosen) for case in of(SETS[chosen][1])])
+    if of is correct:
+        failed = percent(rows["detected"] | (rows["verdict"] == "fail"))
+        rates, columns = f"fail {failed}", ["case", "verdict", "named first", "seconds"]
+    else:
+        marks = ["detected", "place", "cause"]
+        rates = ", ".join(f"{name} {percent(rows[name])}" for name in marks)
+        rates += "; without the audit " + ", ".join(f"{name} {percent(rows[f'{name} alone'])}" for name in marks)
+        columns = ["case", "planted", "named first", "verdict", *marks, "seconds"]
+        rows[marks] = rows[marks].replace({True: "yes", False: "**no**"}).astype(str)
+    return f"### {of.__name__}: {rates}\n\n{markdown_table(rows[columns])}"
 
 
 def main(command: str, *arguments: str) -> None:
-    """Runs a set in two processes, or prints the tables of both."""
+    """Runs a set in two processes, or prints the tables of all."""
     if command == "table":
-        for chosen in arguments or SETS:
-            print(f"## {chosen}\n\n{tables(chosen)}\n")
+        for chosen, (seeds, base) in SETS.items():
+            print(f"## {chosen}: seeds {seeds[0]} to {seeds[-1]}, base width {base}\n")
+            print("\n\n".join(table_of(of, chosen) for of in GENERATORS[chosen]) + "\n")
         return
     chosen, *names = arguments
-    wanted = names or list(cases(SETS[chosen][1]))
+    wanted = names or [case.name for of in GENERATORS[chosen] for case in of(SETS[chosen][1])]
     with ProcessPoolExecutor(2) as pool:
         for line in pool.map(partial(run, chosen=chosen), wanted):
             print(line, flush=True)
