@@ -107,7 +107,8 @@ class Evidence:
         size = self.records.pivot_table(index=["module", "width", "seed", "step"], columns="kind", values="l1")
         if not {"activation", "delta"} <= set(size.columns):
             return False
-        changed = (size["delta"] / size["activation"]).groupby("step").median()
+        moved = size[size["delta"] > 0]  # a layer before a zero readout waits for its first gradient
+        changed = (moved["delta"] / moved["activation"]).groupby("step").median()
         return bool(changed.max() < ROUNDING)
 
     @cached_property
@@ -237,8 +238,9 @@ def _audited(evidence: Evidence) -> Iterator[Finding]:
         said = said or Diagnosis(AUDITED[finding.verdict], _capitalized(finding.cause), finding.advice)
         since = 0 if said.fault in AT_STEP_0 else 1
         shown = _shown(evidence, finding.module, since)
-        explains = int(evidence.reached(finding.module, since).sum()) if shown is not None else 0
+        explains = 0
         if shown is not None:
+            explains = int(evidence.reached(finding.module, int(shown["step"])).sum())
             finding = finding_of(shown, parameter, "", "")
             said = dataclasses.replace(said, cause=f"{_symptom(shown)} {said.cause}")
         yield dataclasses.replace(finding, cause=said.cause, advice=said.advice, fault=said.fault, explains=explains)
@@ -415,9 +417,8 @@ def _origins(evidence: Evidence, known: list[Finding]) -> Iterator[Finding]:
     names = weights(evidence.records)
     rest = evidence.failing
     for finding in known:
-        if finding.explains:
-            since = 0 if finding.fault in AT_STEP_0 else 1
-            rest = rest[~evidence.reached(finding.module, since).loc[rest.index]]
+        if finding.step is not None:
+            rest = rest[~evidence.reached(finding.module, finding.step).loc[rest.index]]
     while len(rest):
         curve = _by_locality(rest).iloc[0]
         said = next(filter(None, (rule(curve, evidence) for rule in CURVE_RULES)))

@@ -232,6 +232,14 @@ def test_changes_that_drown_in_rounding_are_too_gentle(gate):
     assert "rounding" in check.sentence()
 
 
+def test_waiting_for_the_first_gradient_is_not_too_gentle(gate):
+    """Behind a zero readout nothing else moves at step 1."""
+    curves = {("fc", "activation", 1): 0.0, ("fc", "delta", 1): zero, ("proj", "delta", 1): zero}
+    curves |= {("head", "activation", 0): zero, ("head", "activation", 1): 0.9, ("head", "delta", 1): 0.9}
+    check = check_of(gate, curves)
+    assert (check.verdict, check.findings[0].module) == ("fail", "head")
+
+
 def test_a_control_that_passes_is_too_gentle_but_hides_no_fault_that_shows(gate):
     blind = check_of(gate, {("fc", "activation", 1): 0.0}, control=BLIND)
     assert (blind.verdict, blind.findings[0].fault) == ("inconclusive", "gentle")
