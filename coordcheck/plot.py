@@ -18,12 +18,13 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from coordcheck.audit_result import FAULTS as AUDIT_FAULTS
 from coordcheck.slopes import cell_columns, sizes
 from coordcheck.storage import write_atomically
-from coordcheck.verdict import FAILURES, first_at_fault, worst_first
+from coordcheck.verdict import FAILURES, Finding, worst_first
 
 if TYPE_CHECKING:
     from coordcheck.audit_result import Audit
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 VERDICT_COLOURS = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00", "error": "#555555"}
 MARKS = {"explodes": "▲", "vanishes": "▼", "dead": "∅", "nonfinite": "✕", "inconclusive": "?", "pass": ""}
-MEANINGS = "▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive"
+ORIGIN = "►"
+MEANINGS = f"▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive   {ORIGIN} a fault starts here"
 MAX_PANELS = 4
 LABELLED = 3
 MAX_DEVIATION = 1.0
@@ -59,7 +61,7 @@ def report_figure(check: "CoordCheck") -> Figure:
     draw_title(figure, check)
     left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=[1.45, 1]))
     draw_curves(left, check.records, check.slopes, kinds)
-    draw_heat_maps(right, check.slopes, kinds)
+    draw_heat_maps(right, check.slopes, kinds, [finding for finding in check.findings if finding.fault])
     return figure
 
 
@@ -210,15 +212,24 @@ def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]]) -> None:
     )
 
 
-def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]) -> None:
-    """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks."""
+def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str], origins: Sequence[Finding]) -> None:
+    """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks.
+
+    The modules where faults start are marked beside their names, and the curves that show them framed.
+    """
     modules = list(slopes.sort_values("order", kind="stable")["module"].unique())
     steps = [slopes[slopes["kind"] == kind]["step"].nunique() for kind in kinds]
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=steps)[0]
     images = [
         draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=True)
     ]
-    panels[0].set_yticks(range(len(modules)), modules, fontsize=SMALL)
+    starts = {finding.module for finding in origins}
+    panels[0].set_yticks(range(len(modules)), [f"{ORIGIN} {m}" if m in starts else m for m in modules], fontsize=SMALL)
+    for tick, module in zip(panels[0].get_yticklabels(), modules, strict=True):
+        if module in starts:
+            tick.set(color=VERDICT_COLOURS["fail"], fontweight="bold")
+    for axes, kind in zip(panels, kinds, strict=True):
+        frame_origins(axes, slopes[slopes["kind"] == kind], modules, [f for f in origins if f.kind == kind])
     bar = figure.colorbar(images[0], ax=list(panels), location="bottom", shrink=0.8, pad=0.01, aspect=40)
     bar.set_label(f"distance from the expected range        {MEANINGS}", fontsize=SMALL + 1)
     bar.ax.tick_params(labelsize=SMALL)
@@ -259,6 +270,14 @@ def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> A
     return image
 
 
+def frame_origins(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str], origins: Sequence[Finding]) -> None:
+    """Frames the curves of one kind's heat map that show where faults start."""
+    steps = sorted(slopes["step"].unique())
+    for finding in origins:
+        corner = steps.index(finding.step) - 0.5, modules.index(finding.module) - 0.5
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.4))
+
+
 def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[str | None]]) -> Figure:
     """A grid of cells: activations of the last step against width, the verdict, and where a fault starts.
 
@@ -282,7 +301,7 @@ def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[s
     tally = pd.Series([check.verdict for check in checks.values()]).value_counts()
     counted = ", ".join(f"{count} {name}" for name, count in tally.items())
     figure.suptitle(
-        f"{counted}\nsize of each module's output after the last step against width: flat is good\n"
+        f"{counted}\nsize of each module's output against width: flat is good\n"
         "one line per module, dark input to bright output; thick and red: where a fault starts",
         fontsize=11,
     )
@@ -290,35 +309,35 @@ def summary_figure(checks: Mapping[str, "CoordCheck"], grid: Sequence[Sequence[s
 
 
 def draw_summary_panel(axes: Axes, label: str, check: "CoordCheck") -> None:
-    """One cell of the summary."""
-    last = check.slopes["step"].max()
-    slopes = check.slopes[(check.slopes["step"] == last) & (check.slopes["kind"] == "activation")]
-    if not len(slopes):
-        slopes = check.slopes[check.slopes["step"] == last]
-    kind = slopes["kind"].iloc[0]
-    curves = check.records[(check.records["step"] == last) & (check.records["kind"] == kind)]
+    """One cell of the summary, at the step where its first fault shows, else at the last."""
+    fault = next((finding for finding in check.findings if finding.fault), None)
+    activations = check.slopes[check.slopes["kind"] == "activation"]
+    drawn = activations if len(activations) else check.slopes
+    seen = fault is not None and fault.step in set(drawn["step"])
+    step = fault.step if fault is not None and seen else drawn["step"].max()
+    slopes = drawn[(drawn["step"] == step) & (drawn["kind"] == drawn["kind"].iloc[0])]
+    curves = check.records[(check.records["step"] == step) & (check.records["kind"] == slopes["kind"].iloc[0])]
     lines = draw_lines(axes, curves, depth_colours(list(check.slopes.sort_values("order")["module"].unique())))
-    mark_first_at_fault(axes, check.slopes, lines)
+    if fault is not None:
+        mark_fault(axes, fault, lines)
     label_extremes(axes, slopes)
-    title = f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}"
+    title = f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}, step {step}"
     axes.set_title(title, fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold")
 
 
-def mark_first_at_fault(axes: Axes, slopes: pd.DataFrame, lines: Mapping[str, Line2D]) -> None:
-    """Names the module where a fault starts, if there is one, and makes its line stand out."""
-    first = first_at_fault(slopes)
-    if first is None:
-        return
-    if first["module"] in lines:
-        lines[first["module"]].set(color=VERDICT_COLOURS["fail"], linewidth=3.2, markersize=6, zorder=4)
+def mark_fault(axes: Axes, fault: Finding, lines: Mapping[str, Line2D]) -> None:
+    """Names where a fault starts and of what class it is, and makes its line stand out."""
+    if fault.module in lines:
+        lines[fault.module].set(color=VERDICT_COLOURS["fail"], linewidth=3.2, markersize=6, zorder=4)
+    slope = "" if np.isnan(fault.slope) else f" {fault.slope:+.2f}"
+    where = fault.kind if fault.step is None else f"{fault.kind}, step {fault.step}"
     axes.text(
         0.03,
         0.97,
-        f"{MARKS[first['verdict']]} fault starts at {first['module']}: {first['slope']:+.2f}\n"
-        f"{first['kind']}, step {first['step']}",
+        f"fault starts at {fault.parameter or fault.module}\n{fault.fault}: {where}{slope}",
         transform=axes.transAxes,
         va="top",
-        fontsize=SMALL + 2,
+        fontsize=SMALL + 1,
         fontweight="bold",
         color=VERDICT_COLOURS["fail"],
     )

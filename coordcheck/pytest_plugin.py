@@ -41,8 +41,8 @@ class CheckedModel:
         """Fails the test unless the check passes, and says what is at fault and where the picture is.
 
         Raises:
-            pytest.fail.Exception: naming the first layer at fault, its slope with interval and what was
-                expected, or the curve that changed most since the baseline.
+            pytest.fail.Exception: naming the first parameter at fault, its slope and what was expected, the cause and
+                what to do, or the curve that changed most since the baseline.
         """
         __tracebackhide__ = True
         from coordcheck.baseline import TOLERANCE, Baseline
@@ -57,8 +57,9 @@ class CheckedModel:
         else:
             gate = gate_on_theory(self.check)
         if gate.verdict != "pass":
-            advice = f"\n{self.check.findings[0]}" if self.check.findings else ""
-            pytest.fail(f"{gate.sentence}{advice}\nPicture: {self.directory / PICTURE}", pytrace=False)
+            first = "".join(map(str, self.check.findings[:1]))
+            said = gate.sentence if first in gate.sentence else f"{gate.sentence}\n{first}"
+            pytest.fail(f"{said}\nPicture: {self.directory / PICTURE}", pytrace=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

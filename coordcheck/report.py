@@ -18,7 +18,7 @@ from coordcheck.initial_loss import InitialLoss
 from coordcheck.plot import describe_cell, save_figure, summary_figure
 from coordcheck.result import PICTURE, RECORDS, SLOPES, TEXT, VERDICT, CoordCheck
 from coordcheck.storage import write_atomically
-from coordcheck.verdict import FAILURES, first_at_fault, format_range, worst_first
+from coordcheck.verdict import FAILURES, format_range, worst_first
 
 WORST = 10
 STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
@@ -327,11 +327,11 @@ def summarize(checks: Mapping[Path, CoordCheck], directory: Path, console: Conso
 
 def summary_row(check: CoordCheck) -> dict[str, str]:
     """A check in one line."""
-    first = first_at_fault(check.slopes)
+    first = next((finding for finding in check.findings if finding.fault), None)
     return {
         "verdict": check.verdict,
         "at fault": f"{check.slopes['verdict'].isin(FAILURES).sum()} of {len(check.slopes)}",
-        "first at fault": "" if first is None else f"{first['module']}, {first['kind']}, step {first['step']}",
-        "slope": "" if first is None else format_slope(first),
+        "first at fault": "" if first is None else first.parameter or first.module,
+        "fault": "" if first is None else first.fault,
         "control": {True: "fails as it must", False: "passes: check cannot see", None: "none"}[check.control.saw],
     }

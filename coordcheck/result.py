@@ -17,6 +17,7 @@ from coordcheck import verdict as verdicts
 from coordcheck.audit_result import TABLE as AUDIT_TABLE
 from coordcheck.audit_result import Audit
 from coordcheck.config import GateConfig, default_gate, gate_from
+from coordcheck.diagnose import diagnose
 from coordcheck.initial_loss import InitialLoss
 from coordcheck.slopes import cell_columns, check_records, fit, repeated_seeds
 from coordcheck.storage import write_atomically
@@ -65,7 +66,7 @@ class CoordCheck:
         records: One row per (cell, width, seed, step, module, kind).
         slopes: One row per curve, with its expected range and verdict.
         verdict: "pass", "fail" or "inconclusive".
-        findings: One for each module that does not pass, worst first.
+        findings: Where faults start, with cause and advice, what explains most first; then what is undecided.
         control: What the control showed.
         audit: What was known before the first step; None if it was turned off or failed.
         unaudited: Why it failed.
@@ -127,11 +128,12 @@ class CoordCheck:
         control = Control() if control is None else control
         initial_loss = InitialLoss.of(records)
         judged = verdicts.judge(fit(records, gate.confidence), gate, readout, initial_loss)
+        findings = diagnose(records, judged, gate, audit, control.saw)
         return cls(
             records=records,
             slopes=judged,
-            verdict=verdicts.overall(judged, control.saw),
-            findings=verdicts.findings(judged, gate, verdicts.weights(records), initial_loss),
+            verdict=verdicts.overall(judged, control.saw, {finding.fault for finding in findings if finding.fault}),
+            findings=findings,
             control=control,
             audit=audit,
             unaudited=unaudited,
@@ -144,14 +146,10 @@ class CoordCheck:
 
     def sentence(self) -> str:
         """The verdict and its reason."""
-        first = verdicts.first_at_fault(self.slopes)
         counts = self.slopes["verdict"].value_counts()
-        if first is not None and self.verdict == "fail":
+        if self.verdict == "fail":
             at_fault = int(counts[counts.index.isin(verdicts.FAILURES)].sum())
-            return (
-                f"FAIL: {at_fault} of {len(self.slopes)} curves are at fault. First at fault: {first['module']}, "
-                f"{first['kind']}, step {first['step']}: {verdicts.describe(first)}"
-            )
+            return f"FAIL: {at_fault} of {len(self.slopes)} curves are at fault. First at fault: {self.findings[0]}"
         if self.verdict == "pass":
             widths = "every width" if not self.skipped else f"every width that ran ({'; '.join(self.skipped)})"
             return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at {widths}."
@@ -162,6 +160,8 @@ class CoordCheck:
             )
         if self.control.saw is False:
             return "INCONCLUSIVE: the control's fault was not seen, so a fault of this model would not be either."
+        if self.findings[0].fault:
+            return f"INCONCLUSIVE: {self.findings[0]}"
         undecided = int(counts.get("inconclusive", 0))
         return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided. {self.findings[0]}"
 

@@ -1,6 +1,6 @@
 """Slopes and expectations to verdicts: of each curve, of a check, and the findings in words."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,22 +14,25 @@ from coordcheck.theory import expected
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
 MANY_SEEDS = 1000
+EXACT = 0.01  # an exponent that is the same for all seeds, steps and kinds is no measurement
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One module that is at fault, or undecided, by its worst curve.
+    """A module or a parameter that is at fault, or undecided.
 
     Attributes:
-        verdict: Of that curve.
+        verdict: Of the curve that shows it; what an audit says where no curve does.
         module: Its name.
-        parameter: The module's weight where it has one, else None.
+        parameter: The parameter at fault, else the module's weight where it has one, else None.
         kind: Of the curve, or what an audit looked at.
         step: Of the curve; None if it was found without one.
         slope: Exponent of width, NaN if there is none.
         expected: Lowest and highest exponent that theory allows.
-        cause: What was seen, in numbers.
+        cause: What was seen, in numbers, and why it is so.
         advice: What to do.
+        fault: Class of the fault, see :data:`coordcheck.diagnose.CLASSES`; empty for what is only undecided.
+        explains: How many of the failing curves it may have caused.
     """
 
     verdict: str
@@ -41,9 +44,12 @@ class Finding:
     expected: tuple[float, float]
     cause: str
     advice: str
+    fault: str = ""
+    explains: int = 0
 
     def __str__(self) -> str:
-        where = f"{self.module}, {self.kind}, step {self.step}" if self.step is not None else self.parameter
+        curve = f"{self.module}, {self.kind}, step {self.step}"
+        where = curve if self.step is not None and not self.fault else self.parameter or self.module
         return f"{where}: {self.cause} {self.advice}"
 
 
@@ -69,30 +75,60 @@ def judge(
     if initial_loss is not None and initial_loss.too_high:
         starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
         ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
-    low = np.array([r.low for r in ranges]) - slopes["kind"].map(gate.tolerance.vanishes).to_numpy(float)
-    high = np.array([r.high for r in ranges]) + slopes["kind"].map(gate.tolerance.explodes).to_numpy(float)
-    zero_is_due = _zero_is_due(slopes, readout)
-    verdict = np.select(
-        [
-            slopes["n_nonfinite"] > 0,
-            ((slopes["n_zero"] == slopes["n_runs"]) & zero_is_due) | ((slopes["role"] == LOSS) & np.isinf(high)),
-            slopes["n_zero"] > 0,
-            slopes["n_widths"] < MIN_WIDTHS,
-            slopes["ci_low"] > high,
-            slopes["ci_high"] < low,
-            (slopes["ci_low"] >= low) & (slopes["ci_high"] <= high),
-        ],
-        ["nonfinite", "pass", "dead", "inconclusive", "explodes", "vanishes", "pass"],
-        default="inconclusive",
-    )
     judged = slopes.copy()
     position = judged.columns.get_loc("ci_high")
     assert isinstance(position, int)
     judged.insert(position + 1, "expected_low", [r.low for r in ranges])
     judged.insert(position + 2, "expected_high", [r.high for r in ranges])
-    judged.insert(position + 3, "verdict", verdict)
-    judged["excess"] = np.fmax(judged["slope"] - high, low - judged["slope"])
-    return judged
+    judged.insert(position + 3, "verdict", "")
+    zero_is_due = _zero_is_due(slopes, readout)
+    judged = _against_range(judged, gate, zero_is_due)
+    multiplied = _multiplied_afterwards(judged)
+    if not multiplied.any():
+        return judged
+    judged["expected_low"] += multiplied
+    judged["expected_high"] += multiplied
+    return _against_range(judged, gate, zero_is_due)
+
+
+def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Series) -> pd.DataFrame:
+    """Fills in the verdict of each curve, and how far it lies beyond its range and tolerance."""
+    low = judged["expected_low"] - judged["kind"].map(gate.tolerance.vanishes).astype(float)
+    high = judged["expected_high"] + judged["kind"].map(gate.tolerance.explodes).astype(float)
+    verdict = np.select(
+        [
+            judged["n_nonfinite"] > 0,
+            ((judged["n_zero"] == judged["n_runs"]) & zero_is_due) | ((judged["role"] == LOSS) & np.isinf(high)),
+            judged["n_zero"] > 0,
+            judged["n_widths"] < MIN_WIDTHS,
+            judged["ci_low"] > high,
+            judged["ci_high"] < low,
+            (judged["ci_low"] >= low) & (judged["ci_high"] <= high),
+        ],
+        ["nonfinite", "pass", "dead", "inconclusive", "explodes", "vanishes", "pass"],
+        default="inconclusive",
+    )
+    return judged.assign(verdict=verdict, excess=np.fmax(judged["slope"] - high, low - judged["slope"]))
+
+
+def _multiplied_afterwards(judged: pd.DataFrame) -> pd.Series:
+    """By which power of width less each curve of a readout grows in what the model returns: 0, or one constant.
+
+    A model may multiply its logits by 1/width after the readout instead of the readout's input before it. The logits
+    are then right, and the readout is as much larger as its multiplier is missing, at every step exactly.
+    """
+    shift = pd.Series(0.0, judged.index)
+    returned = judged[judged["module"].str.startswith(ROOT)]
+    for _, whole in returned.groupby("module"):
+        if whole["verdict"].isin(FAILURES).any():
+            continue
+        slopes = whole.set_index(["kind", "step"])["slope"]
+        readouts = judged[(judged["role"] == "readout") & ~judged["module"].str.startswith(ROOT)]
+        for _, mine in readouts.groupby("module"):
+            difference = (mine.set_index(["kind", "step"])["slope"] - slopes).dropna()
+            if len(difference) and difference.std(ddof=0) < EXACT and abs(difference.mean()) > EXACT:
+                shift[mine.index] = difference.mean()
+    return shift
 
 
 def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
@@ -104,32 +140,41 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     """
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
+    of_layers = logits[~logits["module"].str.startswith(ROOT)]  # what a model returns may be a sigmoid of its logits
+    logits = of_layers if len(of_layers) else logits
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
-    last = slopes.groupby("kind")["step"].transform("max")
-    waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < last)
-    before_readout = (slopes["step"] == 1) & (slopes["role"] != "readout") & starts_at_zero
+    final = slopes.groupby("kind")["step"].transform("max")
+    waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < final)
+    before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
+    before_readout = (slopes["step"] == 1) & before & starts_at_zero
     due: pd.Series = first | waiting | before_readout
     return due
 
 
-def overall(judged: pd.DataFrame, control_saw: bool | None) -> str:
+def overall(judged: pd.DataFrame, control_saw: bool | None, faults: Collection[str] = ()) -> str:
     """The verdict of a check.
 
     Args:
         judged: As :func:`judge` returns.
         control_saw: Whether the control failed, as it must; None if there was none.
+        faults: Classes of what was found, see :data:`coordcheck.diagnose.CLASSES`.
 
     Returns:
-        "fail" if any curve is at fault; else "inconclusive" if the control passed, or if any curve is
+        "fail" if anything is at fault; else "inconclusive" if the control passed, or if any curve is
         undecided; else "pass". Where the control passed too, what is exactly zero shows training too gentle to
-        see, not a fault.
+        see, not a fault; where changes drown in rounding, only step 0 counts; where runs differ in what they must
+        share, no curve tells of the model.
     """
-    faults = judged[judged["verdict"].isin(FAILURES)]
-    too_gentle = control_saw is False and bool((faults["verdict"] == "dead").all())
-    if len(faults) and not too_gentle:
+    if "harness" in faults:
+        return "inconclusive"
+    at_fault = judged[judged["verdict"].isin(FAILURES)]
+    if "gentle" in faults:
+        at_fault = at_fault[at_fault["step"] == 0]
+    too_gentle = control_saw is False and bool((at_fault["verdict"] == "dead").all())
+    if (len(at_fault) and not too_gentle) or {*faults} - {"gentle"}:
         return "fail"
-    if control_saw is False or (judged["verdict"] == "inconclusive").any():
+    if "gentle" in faults or control_saw is False or (judged["verdict"] == "inconclusive").any():
         return "inconclusive"
     return "pass"
 
@@ -146,35 +191,18 @@ def worst_first(judged: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def first_at_fault(judged: pd.DataFrame) -> pd.Series | None:
-    """The curve where a fault starts: the earliest step, then the earliest module in the forward pass."""
-    faults = judged[judged["verdict"].isin(FAILURES)]
-    if not len(faults):
-        return None
-    return faults.sort_values(["step", "order", "kind"], kind="stable").iloc[0]
-
-
-def findings(
-    judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str], initial_loss: InitialLoss | None = None
-) -> list[Finding]:
-    """One finding for each module that does not pass, worst first.
+def undecided(judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str]) -> list[Finding]:
+    """One finding for each module that is neither at fault nor right for certain, worst first.
 
     Args:
         judged: As :func:`judge` returns.
         gate: As given to it.
         parameters: The weight of each module that has one, see :func:`weights`.
-        initial_loss: As given to it.
     """
-    worst = worst_first(judged[judged["verdict"] != "pass"]).drop_duplicates("module")
-    found = [_finding(row, gate, parameters.get(row["module"])) for _, row in worst.iterrows()]
-    if initial_loss is None:
-        return found
-    loss = set(judged.loc[judged["role"] == LOSS, "module"])
+    open_questions = judged[judged["verdict"] == "inconclusive"]
+    worst = worst_first(open_questions).drop_duplicates("module")
     return [
-        replace(finding, cause=f"{initial_loss.cause()} It {finding.cause}")
-        if finding.module in loss and finding.verdict == "explodes"
-        else finding
-        for finding in found
+        finding_of(row, parameters.get(row["module"]), describe(row), _advice(row, gate)) for _, row in worst.iterrows()
     ]
 
 
@@ -196,7 +224,8 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     return own | {name: name for name in records.loc[parameter, "module"].unique()}
 
 
-def _finding(row: pd.Series, gate: GateConfig, parameter: str | None) -> Finding:
+def finding_of(row: pd.Series, parameter: str | None, cause: str, advice: str) -> Finding:
+    """What a curve shows of its module."""
     return Finding(
         verdict=row["verdict"],
         module=row["module"],
@@ -205,8 +234,8 @@ def _finding(row: pd.Series, gate: GateConfig, parameter: str | None) -> Finding
         step=int(row["step"]),
         slope=float(row["slope"]),
         expected=(float(row["expected_low"]), float(row["expected_high"])),
-        cause=describe(row),
-        advice=_advice(row, gate),
+        cause=cause,
+        advice=advice,
     )
 
 
@@ -232,20 +261,12 @@ def format_range(low: float, high: float) -> str:
 
 
 def _advice(row: pd.Series, gate: GateConfig) -> str:
-    if row["verdict"] == "nonfinite":
-        return "Lower the learning rate until every width trains, then check again."
-    if row["verdict"] == "dead":
-        return "Look for a layer that gets no gradient, is frozen, or multiplies by zero."
     if row["n_widths"] < MIN_WIDTHS:
         return "Choose widths that fit into memory, or leave this module out with `modules`."
-    if row["verdict"] == "inconclusive":
-        if row["n_seeds"] < 2:
-            return "One seed gives no interval: use at least 2, better 5."
-        needed = seeds_to_decide(row, gate)
-        return f"About {needed} seeds would decide." if needed else "The slope lies on the border: use wider widths."
-    if row["kind"] == "activation" and row["step"] == 0:
-        return "Look at the initialization and multipliers here and in the layers before it."
-    return "Look at the learning rate and multipliers here and in the layers before it."
+    if row["n_seeds"] < 2:
+        return "One seed gives no interval: use at least 2, better 5."
+    needed = seeds_to_decide(row, gate)
+    return f"About {needed} seeds would decide." if needed else "The slope lies on the border: use wider widths."
 
 
 def seeds_to_decide(row: pd.Series, gate: GateConfig) -> int | None:

@@ -17,7 +17,6 @@ from coordcheck.check import check_config, control_axes, judge_control
 from coordcheck.config import load
 from coordcheck.result import Control
 from coordcheck.train import default_loss, to_device
-from coordcheck.verdict import first_at_fault
 
 WIDTHS = ["widths=[64,128,256,512]", "model.depth=2", "data.batch=4"]
 
@@ -69,7 +68,7 @@ def test_standard_parametrization_explodes(tmp_path):
     assert slope(check, "lm_head", "activation", 1) == pytest.approx(1.0, abs=0.1)
     assert slope(check, "blocks.0.mlp.fc", "delta", 2) > 0.5
     assert check.sentence().startswith("FAIL: ")
-    assert first_at_fault(check.slopes)["module"] == "lm_head"
+    assert check.findings[0].module == "lm_head"
     assert list(tmp_path.iterdir())
     assert check.control.saw is True
 
@@ -77,11 +76,11 @@ def test_standard_parametrization_explodes(tmp_path):
 def test_the_released_shared_readout_fails_at_the_embedding(tmp_path):
     """microsoft/mup#55."""
     check = checked(tmp_path, "embedding=tied_rescaled", "readout=constant")
-    first = first_at_fault(check.slopes)
+    first = check.findings[0]
     assert check.verdict == "fail"
-    assert (first["module"], first["kind"], first["step"]) == ("wte", "activation", 0)
-    assert first["slope"] == pytest.approx(0.5, abs=0.02)
-    assert "First at fault: wte, activation, step 0" in check.sentence()
+    assert (first.fault, first.module, first.kind, first.step) == ("shared_readout", "wte", "activation", 0)
+    assert first.slope == pytest.approx(0.5, abs=0.02)
+    assert "First at fault: wte.weight: its output grows like width^+0.5" in check.sentence()
 
 
 @pytest.mark.parametrize("embedding", ["untied", "tied"])
@@ -160,7 +159,7 @@ def test_a_model_that_seeds_itself_is_one_sample():
         return mlp(width)
 
     with pytest.warns(UserWarning, match=r"seeds \[1, 2\] repeat .*`build` seems to seed itself.*global generator"):
-        check = coord_check(build, XY, widths=(8, 16, 32), seeds=3, steps=1, device="cpu", control=False)
+        check = coord_check(build, XY, widths=(8, 16, 32), seeds=3, steps=1, device="cpu", control=False, audit=False)
     assert set(check.slopes["n_seeds"]) == {1}
     assert check.verdict == "inconclusive"
 
@@ -169,7 +168,6 @@ def test_a_finding_of_ones_own_model_names_its_parameter_before_and_after_loadin
     check = coord_check(Classifier, batch_of, widths=(64, 128, 256), seeds=3, optimizer=plain_adam, device="cpu")
     named = {finding.module: finding.parameter for finding in check.findings}
     assert named["encoder.linear1"] == "encoder.linear1.weight"
-    assert named["encoder"] is None
     check.save(tmp_path)
     assert CoordCheck.load(tmp_path).findings == check.findings
 
@@ -276,7 +274,9 @@ class Classifier(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.embed = nn.Embedding(50, width)
-        self.encoder = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoderLayer(
+            width, width // 16, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 50, bias=False)
         self.width_mult = width / 64
@@ -519,12 +519,12 @@ def test_a_saved_check_loads_as_it_was(tmp_path, mup_check):
 
 def test_verdict_json_has_the_contracts_keys_and_is_strict_json(tmp_path):
     check = CoordCheck.from_records(
-        synthetic({("a", "activation", 1): power(0.7), ("b", "activation", 1): lambda w, s: np.nan}), load().gate
+        synthetic({("a", "activation", 1): lambda w, s: np.nan, ("b", "activation", 0): power(0.05, 0.06)}), load().gate
     )
     check.save(tmp_path)
     said = json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
     assert set(said) >= {"verdict", "findings", "control", "versions", "corpus_sha256", "config"}
-    assert [(f["module"], f["verdict"]) for f in said["findings"]] == [("b", "nonfinite"), ("a", "explodes")]
+    assert [(f["module"], f["verdict"]) for f in said["findings"]] == [("a", "nonfinite"), ("b", "inconclusive")]
     assert said["findings"][0]["slope"] is None
 
 

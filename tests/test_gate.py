@@ -41,7 +41,7 @@ def test_a_baseline_is_written_compared_and_missed(checks):
 def test_without_a_baseline_theory_decides(checks):
     code, out, _ = gated(checks, "grown")
     assert code == 3
-    assert "First at fault: fc, activation, step 0" in out
+    assert "First at fault: fc.weight: its output grows like width^+0.40 at step 0 (expected +0.00)." in out
     assert gated(checks, "before")[0] == 4
 
 

@@ -42,8 +42,11 @@ def test_a_readout_whose_std_ignores_the_width_is_named_by_its_loss(tmp_path):
     assert finding.verdict == "explodes"
     assert finding.parameter is None
     widest = InitialLoss.of(check.records).widest
-    why = "the readout's std does not shrink with width. It scales like width^"
-    assert finding.cause.startswith(f"initial loss {widest:.1f} where ln V = 5.5: {why}")
+    assert (
+        f"at step 0 (expected at most +0.00). Initial loss {widest:.1f} where ln V = 5.5: "
+        f"the readout's std does not shrink with width."
+    ) in finding.cause
+    assert (finding.fault, finding.explains) == ("init", 1)
     assert f"to {widest:.2f} (widest), ln V = 5.55." in markdown(check)
     check.save(tmp_path / "check")
     assert CoordCheck.load(tmp_path / "check").findings == check.findings

@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import power, synthetic
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coordcheck import CoordCheck
@@ -51,6 +52,19 @@ def test_a_panel_draws_the_geometric_mean_and_the_range_of_the_seeds(failing):
     assert (band.min(), band.max()) == pytest.approx((sizes.min().min(), sizes.max().max()))
     (label,) = [text.get_text() for text in axes.texts]
     assert label.splitlines() == ["▲ proj +0.90", "▲ fc +0.40"]
+
+
+def test_where_a_fault_starts_is_marked_and_its_curve_framed(failing):
+    finding = failing.findings[0]
+    assert (finding.module, finding.kind, finding.step) == ("fc", "delta", 1)
+    figure = report_figure(failing)
+    panels = {axes.get_title().split()[-1]: axes for axes in figure.findobj(Axes) if axes.images}
+    labels = [label.get_text() for label in panels["activation"].get_yticklabels()]
+    assert labels == [f"► {name}" if name == finding.module else name for name in ("wte", "fc", "proj")]
+    assert not list(panels["activation"].patches)
+    (frame,) = panels[finding.kind].patches
+    row = ["wte", "fc", "proj"].index(finding.module)
+    assert (frame.get_x(), frame.get_y()) == (-0.5, row - 0.5)
 
 
 def test_at_most_three_curves_are_labelled_and_a_passing_panel_names_its_nearest(gate):

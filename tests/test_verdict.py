@@ -7,7 +7,7 @@ from conftest import power, synthetic
 from scipy import stats
 
 from coordcheck.slopes import fit
-from coordcheck.verdict import findings, first_at_fault, judge, overall, seeds_to_decide, weights, worst_first
+from coordcheck.verdict import judge, overall, seeds_to_decide, undecided, weights, worst_first
 
 
 def judged(gate, curves, readout=None, **kwargs):
@@ -52,7 +52,7 @@ def test_an_interval_across_the_border_is_inconclusive_and_says_how_many_seeds_d
     assert half(needed) < margin <= half(needed - 1)
     assert (
         f"About {needed} seeds"
-        in findings(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate, {})[0].advice
+        in undecided(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate, {})[0].advice
     )
 
 
@@ -71,7 +71,7 @@ def test_a_slope_on_the_border_is_not_promised_a_number_of_seeds(gate):
 def test_one_seed_is_inconclusive_and_asks_for_more(gate):
     table = judged(gate, {("fc", "activation", 1): power(0.9)}, seeds=1)
     assert table["verdict"].item() == "inconclusive"
-    assert "at least 2" in findings(table, gate, {})[0].advice
+    assert "at least 2" in undecided(table, gate, {})[0].advice
 
 
 def test_two_widths_are_inconclusive(gate):
@@ -125,7 +125,7 @@ def test_a_check_that_moves_nothing_and_whose_control_shows_nothing_is_inconclus
     assert overall(still, True) == "fail"
 
 
-def test_worst_first_and_first_at_fault(gate):
+def test_worst_first(gate):
     table = judged(
         gate,
         {
@@ -137,28 +137,33 @@ def test_worst_first_and_first_at_fault(gate):
         },
     )
     assert worst_first(table)["module"].tolist() == ["d", "c", "b", "e", "a"]
-    assert first_at_fault(table)["module"] == "b"
-    assert [finding.module for finding in findings(table, gate, {})] == ["d", "c", "b", "e"]
+    assert [finding.module for finding in undecided(table, gate, {})] == ["e"]
 
 
-def test_a_finding_says_slope_interval_and_expectation(gate):
-    finding = findings(judged(gate, {("fc", "delta", 2): power(0.87)}), gate, {})[0]
-    assert (finding.verdict, finding.module, finding.kind, finding.step) == ("explodes", "fc", "delta", 2)
+def test_an_undecided_curve_says_slope_interval_and_expectation(gate):
+    (finding,) = undecided(judged(gate, {("fc", "delta", 2): power(0.1, 0.2)}), gate, {})
+    assert (finding.verdict, finding.module, finding.kind, finding.step) == ("inconclusive", "fc", "delta", 2)
     assert finding.expected == (0.0, 0.0)
-    assert "width^+0.87 [+0.87, +0.87]" in str(finding)
-    assert "expected +0.00" in str(finding)
-    assert "learning rate" in finding.advice
+    assert str(finding).startswith("fc, delta, step 2: scales like width^+0.10 [-0.29, +0.49]; expected +0.00.")
 
 
-def test_nothing_passes_that_is_missing(gate):
-    assert first_at_fault(judged(gate, {("a", "activation", 0): power(0.0)})) is None
-    assert findings(judged(gate, {("a", "activation", 0): power(0.0)}), gate, {}) == []
+def test_what_passes_is_not_undecided(gate):
+    assert undecided(judged(gate, {("a", "activation", 0): power(0.0)}), gate, {}) == []
+
+
+def test_overall_with_faults(gate):
+    passing = judged(gate, {("a", "activation", 0): power(0.0)})
+    trained = judged(gate, {("a", "delta", 1): power(0.9)})
+    assert overall(passing, True, {"decay"}) == "fail"
+    assert overall(passing, True, {"gentle"}) == overall(trained, True, {"gentle"}) == "inconclusive"
+    assert overall(trained, True, {"harness"}) == "inconclusive"
+    assert overall(trained, True, {"learning_rate"}) == "fail"
 
 
 def test_a_finding_names_the_weight_of_a_module_that_has_one(gate):
     records = pd.concat(
         [
-            synthetic({(name, "activation", 1): power(0.5)}, role=role)
+            synthetic({(name, "activation", 1): power(0.1, 0.2)}, role=role)
             for name, role in [
                 ("blocks.0.fc", "hidden"),
                 ("lstm[0]", "hidden"),
@@ -168,7 +173,7 @@ def test_a_finding_names_the_weight_of_a_module_that_has_one(gate):
             ]
         ]
     )
-    found = {f.module: f.parameter for f in findings(judge(fit(records), gate), gate, weights(records))}
+    found = {f.module: f.parameter for f in undecided(judge(fit(records), gate), gate, weights(records))}
     assert found == {
         "blocks.0.fc": "blocks.0.fc.weight",
         "lstm[0]": "lstm.weight",
