@@ -62,6 +62,7 @@ GROWTH = {
     "activation": ("its output", "grows", "shrinks"),
     "delta": ("its output's change", "grows", "shrinks"),
     "effective_update": ("its updates", "grow", "shrink"),
+    "gradient": ("its gradient", "grows", "shrinks"),
     "attention_logits": ("its attention logits", "grow", "shrink"),
 }
 
@@ -178,7 +179,9 @@ def diagnose(
 def _harness(evidence: Evidence) -> Finding | None:
     """A batch or a number of calls that differs where it must not makes every slope that of something else."""
     counts = evidence.records.dropna(subset="count").query("kind == 'activation'")
-    if not len(counts):  # frames in mup's format know none
+    # what the model returns: experts inside it may have other shares of the batch each time
+    counts = counts[counts["module"].str.startswith(ROOT)]
+    if not len(counts):
         return None
     size = counts.groupby(["module", "width", "step"])["count"].max().unstack("step")
     varying = size[size.gt(size[size.columns[0]], axis=0).any(axis=1)].index.get_level_values("module").unique()
@@ -186,8 +189,8 @@ def _harness(evidence: Evidence) -> Finding | None:
         return _whole(
             evidence,
             "harness",
-            f"{len(varying)} modules gave more entries at a later step than at step 0, {varying[0]} the first of them: "
-            f"a forward pass more is pooled with the one that is trained.",
+            f"{varying[0]} gave more entries at a later step than at step 0: a forward pass more is pooled with the one "
+            f"that is trained.",
             "Run the same forward passes in every step, for example evaluate outside the recorder.",
         )
     by_width = size[size.columns[0]].unstack("width")
@@ -435,10 +438,10 @@ def _by_locality(curves: pd.DataFrame) -> pd.DataFrame:
     """Curves, the one where a fault starts first.
 
     By step; within a step a diverged or a silent module before its consequences, then what is local to a module,
-    then changes, then sizes, each in forward order.
+    then changes, then sizes, each in forward order; gradients last, for they carry what comes after.
     """
     local = curves["kind"].eq("effective_update") | curves["role"].eq("attention_logits")
-    rank = curves["kind"].map({"delta": 2}).fillna(3).mask(local, 1)
+    rank = curves["kind"].map({"delta": 2, "gradient": 4}).fillna(3).mask(local, 1)
     silent = curves["verdict"].eq("dead") & curves["kind"].eq("activation")
     rank = rank.mask(curves["verdict"].eq("nonfinite") | silent, 0)
     return curves.assign(rank=rank).sort_values(["step", "rank", "order"], kind="stable")
