@@ -71,7 +71,8 @@ def coord_check(
         steps: Forward passes recorded: steps 0 to ``steps - 1``.
         optimizer: From model to its optimizer; by default ``torch.optim.Adam(model.parameters(), lr=1e-2)``.
         loss: From model and batch to a scalar; by default :func:`coordcheck.train.default_loss`.
-        kinds: A selection of "activation", "delta" and "effective_update", see :class:`coordcheck.Recorder`.
+        kinds: A selection of "activation", "delta", "effective_update" and "gradient", see
+            :class:`coordcheck.Recorder`.
         expect: Whose exponents the slopes are held against, "mup" or "sp".
         device: "auto" for a GPU if there is one, or any torch device.
         precision: "fp32", or "bf16" for autocast.

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
 E = TypeVar("E", bound=StrEnum)
-KINDS = ("activation", "delta", "effective_update")
+KINDS = ("activation", "delta", "effective_update", "gradient")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 # keys of CheckConfig that say how a check is run and kept, and those that no recorded number depends on
 BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots"})
@@ -344,8 +344,8 @@ def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: S
         )
     if steps == 1 and "activation" not in kinds:
         raise ValueError(
-            f"`steps` is at least 2 where only changes since step 0 are recorded; got steps=1 kinds={list(kinds)}. "
-            f"For example steps=4."
+            f"`steps` is at least 2 where only changes since step 0 or gradients are recorded; got steps=1 "
+            f"kinds={list(kinds)}. For example steps=4."
         )
 
 

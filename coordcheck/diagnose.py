@@ -120,8 +120,9 @@ class Evidence:
     @cached_property
     def orders(self) -> dict[str, int]:
         """Place of each module in the forward pass, under its name without an output's index."""
-        modules = _without_index(self.curves["module"])
-        return {str(module): int(order) for module, order in self.curves.groupby(modules)["order"].min().items()}
+        forward = self.curves[self.curves["kind"] != "gradient"]  # which names parameters as well
+        orders = forward.groupby(_without_index(forward["module"]))["order"].min()
+        return {str(module): int(order) for module, order in orders.items()}
 
     def order(self, module: str) -> int:
         """Place of a module in the forward pass; a module that was not recorded comes last."""
@@ -189,8 +190,8 @@ def _harness(evidence: Evidence) -> Finding | None:
         return _whole(
             evidence,
             "harness",
-            f"{varying[0]} gave more entries at a later step than at step 0: a forward pass more is pooled with the one "
-            f"that is trained.",
+            f"{varying[0]} gave more entries at a later step than at step 0: one forward pass more is pooled with the "
+            f"one that is trained.",
             "Run the same forward passes in every step, for example evaluate outside the recorder.",
         )
     by_width = size[size.columns[0]].unstack("width")
@@ -530,7 +531,7 @@ def _attention_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | N
 
 
 def _forward_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    if curve["step"] != 0:
+    if curve["step"] != 0 or curve["kind"] != "activation":
         return None
     inside = "" if curve["module"].startswith(ROOT) else f"{curve['module']}."
     children = [m for m, order in evidence.orders.items() if m.startswith(inside) and order < curve["order"]]

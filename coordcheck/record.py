@@ -75,8 +75,11 @@ class Recorder:
         seed: For the records.
         kinds: "activation"; "delta" against step 0, which needs the same batch at every step (modules whose output
             then has another shape, as in a mixture of experts, have none); "effective_update", the part of a layer's
-            delta that its own update made, see :mod:`coordcheck.effective_update`. Each of the last two keeps a copy
-            from step 0: of the outputs, and of the weights.
+            delta that its own update made, see :mod:`coordcheck.effective_update`; "gradient" of the loss, by outputs
+            under the module's name and by parameters under theirs. Deltas keep a copy of the outputs of step 0,
+            effective updates one of the weights. Gradients are those of whatever ``backward`` was called on: of micro-
+            batches, those by outputs are pooled and those by parameters are what they add up to, before any clipping.
+            Outputs have none inside a reentrant checkpoint, nor where the model then changes them in place.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 
@@ -112,12 +115,14 @@ class Recorder:
         self.width = width
         self.seed = seed
         self.kinds = tuple(kinds)
+        self._parameter_roles = roles = attached_roles(model) if roles is None else roles
         self.names = select_modules(model, modules)
-        roles = attached_roles(model) if roles is None else roles
         self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
         self._with_parameters = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
         self.current_step = 0
         self._entries: list[_Entry] = []
+        self._parameter_gradients: dict[tuple[int, str], _Entry] = {}
+        self._order: dict[str, int] = {}
         self._first: dict[tuple[str, str], list[Tensor]] = {}
         self._start: dict[nn.Parameter, Tensor] = {}
         self._compared = False
@@ -136,6 +141,13 @@ class Recorder:
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
             self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
+        if "gradient" in self.kinds:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and name.rpartition(".")[0] in self.roles:
+                    hook = self._record_parameter_gradient(name)
+                    self._handles.append(
+                        parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                    )
         return self
 
     def __exit__(
@@ -198,8 +210,9 @@ class Recorder:
             readout gave.
         """
         rows: dict[tuple[int, str, str], _Row] = {}
-        order: dict[str, int] = {}
-        for entry, moved in zip(self._entries, self._moved_sums(), strict=True):
+        order = dict(self._order)
+        entries = [*self._entries, *self._parameter_gradients.values()]
+        for entry, moved in zip(entries, self._moved_sums(entries), strict=True):
             order.setdefault(entry.label, len(order))
             if entry.kind != "delta" or entry.module not in self._varying | self._mismatched.keys():
                 rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.count, moved)
@@ -214,12 +227,12 @@ class Recorder:
             frame.attrs[CLASSES] = self._classes
         return frame
 
-    def _moved_sums(self) -> list[list[float]]:
-        if not self._entries:
+    def _moved_sums(self, entries: Sequence[_Entry]) -> list[list[float]]:
+        if not entries:
             return []
-        dtype = reduce(torch.promote_types, (entry.sums.dtype for entry in self._entries))
-        device = self._entries[0].sums.device
-        moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in self._entries]).cpu().tolist()
+        dtype = reduce(torch.promote_types, (entry.sums.dtype for entry in entries))
+        device = entries[0].sums.device
+        moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in entries]).cpu().tolist()
         return moved
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
@@ -245,6 +258,9 @@ class Recorder:
                 self._calls[name] = self._calls.get(name, 0) + 1
                 for part, tensor in _tensors(output):
                     self._record(name, part, tensor)
+                # each parameter has its place behind its module
+                for parameter in module._parameters:
+                    self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))
                 if "effective_update" in self.kinds and output is not None:  # None after an error
                     self._record_effective_update(name, module, args, kwargs)
 
@@ -255,6 +271,10 @@ class Recorder:
             self._classes = output.shape[-1]
         if "activation" in self.kinds:
             self._add(name, part, self.roles[name], "activation", output.numel(), sums(output))
+        if "gradient" in self.kinds and output.requires_grad:
+            # a place in forward order, for gradients arrive in the reverse
+            self._order.setdefault((name or ROOT) + part, len(self._order))
+            output.register_hook(self._record_gradient(name, part))  # type: ignore[no-untyped-call]
         # what no parameter reaches, a mask or a rotary embedding, cannot change; without gradients nobody knows
         untrainable = name not in self._with_parameters and torch.is_grad_enabled() and not output.requires_grad
         if "delta" not in self.kinds or untrainable:
@@ -271,6 +291,22 @@ class Recorder:
         else:
             before = [tuple(x.shape) for x in first]
             self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {before}"
+
+    def _record_gradient(self, name: str, part: str) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self._add(name, part, self.roles[name], "gradient", gradient.numel(), sums(gradient))
+
+        return hook
+
+    def _record_parameter_gradient(self, name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient, role = parameter.grad.to_dense(), self._parameter_roles.get(name)
+            # in place of what an earlier micro-batch of this step left
+            entry = _Entry(self.current_step, name, "", role, "gradient", gradient.numel(), sums(gradient))
+            self._parameter_gradients[self.current_step, name] = entry
+
+        return hook
 
     def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         own = updated_parameters(module)
@@ -290,6 +326,7 @@ class Recorder:
             self._add(name, "[attention_logits]", "attention_logits", "activation", count, logits)
 
     def _add(self, name: str, part: str, role: str | None, kind: str, count: int, moved: Tensor) -> None:
+        self._order.setdefault((name or ROOT) + part, len(self._order))
         self._entries.append(_Entry(self.current_step, name, part, role, kind, count, moved))
 
 

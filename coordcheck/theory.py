@@ -26,7 +26,7 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
     Args:
         parametrization: "mup" or "sp".
         role: Of the module; "attention_logits" for q·k, "loss" for the loss.
-        kind: "activation", "delta" or "effective_update".
+        kind: "activation", "delta", "effective_update" or "gradient".
         step: Updates done before.
         readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that
             the parametrization allows.
@@ -36,6 +36,8 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
     """
     if role == "loss":
         return Expectation(-inf, inf, "no claim: the loss falls as the logits shrink, and as training goes")
+    if kind == "gradient":
+        return _gradient(parametrization, role)
     if parametrization == "mup":
         return _mup(role, kind, step, readout)
     if parametrization == "sp":
@@ -54,6 +56,22 @@ def _mup(role: str, kind: str, step: int, readout: str | None) -> Expectation:
         return Expectation(start, 0.0, f"{TPV}, appendix J: training correlates the terms of the logits")
     # a layer's update is made of its inputs, so width aligned terms meet a learning rate or a multiplier of 1/width
     return Expectation(0.0, 0.0, f"{TPV}, appendix J.2: every entry and every change of an entry is O(1)")
+
+
+# Of a weight that the forward pass multiplies by width^m the gradient grows by width^m: the forms below. Queries and
+# keys whose heads grow get between width^-1.5 and width^-1: logits are q·k / head size.
+_MUP_GRADIENTS = {"input": (-1.0, -0.5), "hidden": (-1.5, -1.0), "readout": (-1.0, 0.0), "vector": (-1.0, -1.0)}
+
+
+def _gradient(parametrization: str, role: str) -> Expectation:
+    """By outputs and by parameters alike: a parameter's is its output's times inputs of size 1.
+
+    In muP the logits' gradient has size 1, the readout passes it on times 1/width, and hidden weights of size
+    width^-1/2 keep the size of what they pass back.
+    """
+    if parametrization == "mup" and role in _MUP_GRADIENTS:
+        return Expectation(*_MUP_GRADIENTS[role], f"{TPV}, appendix J: backward pass")
+    return Expectation(-inf, inf, "no claim")
 
 
 def _sp(role: str, kind: str, step: int, readout: str | None) -> Expectation:

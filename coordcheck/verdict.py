@@ -136,7 +136,7 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
 
     At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
     gradient passes the readout, so at step 1 nothing before it has changed. Zero queries hold the gradient of the keys
-    back for a step more, and so on: that a layer makes no update of its own counts at the last step only.
+    back for a step more, and so on: that a layer has no gradient or update of its own counts at the last step only.
     """
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
@@ -144,7 +144,8 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     logits = of_layers if len(of_layers) else logits
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
-    waiting = (slopes["kind"] == "effective_update") & (slopes["step"] < slopes["step"].max())
+    final = slopes.groupby("kind")["step"].transform("max")
+    waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < final)
     before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
     before_readout = (slopes["step"] == 1) & before & starts_at_zero
     due: pd.Series = first | waiting | before_readout
@@ -211,9 +212,16 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
     in mup's format, which know no count, state other roles.
     """
-    stated = records["role"].notna() & ~records["role"].isin(("attention_logits", LOSS)) & records["count"].notna()
+    parameter = records["module"].str.endswith(("weight", "bias"))  # as gradients are recorded
+    stated = (
+        ~parameter
+        & records["role"].notna()
+        & ~records["role"].isin(("attention_logits", LOSS))
+        & records["count"].notna()
+    )
     modules = records.loc[stated, "module"].unique()
-    return {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+    own = {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+    return own | {name: name for name in records.loc[parameter, "module"].unique()}
 
 
 def finding_of(row: pd.Series, parameter: str | None, cause: str, advice: str) -> Finding:

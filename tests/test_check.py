@@ -242,7 +242,7 @@ def test_other_optimizers_pass_in_mup_and_fail_in_standard_parametrization(tmp_p
 
 def test_a_modules_filter_records_only_these(tmp_path):
     check = checked(tmp_path, "modules=[lm_head,blocks.0.*]", "steps=2", "control=false", "widths=[64,128,256]")
-    assert {name.split(".")[0] for name in check.slopes["module"]} == {"blocks", "lm_head"}
+    assert {name.split(".")[0] for name in check.slopes["module"]} == {"blocks", "lm_head", "(loss)"}
     with pytest.raises(ValueError, match=r"pattern 'head' matches no module"):
         checked(tmp_path, "modules=[head]")
 
@@ -471,7 +471,7 @@ class Reused(nn.Module):
 
 def test_a_layer_under_two_names_is_one_module_and_its_calls_are_pooled():
     check = coord_check(Reused, XY, widths=(8, 16, 32), seeds=np.int64(2), steps=2, device="cpu")
-    assert set(check.slopes["module"]) == {"fc_in", "fc", "head", "(model)"}
+    assert set(check.slopes["module"]) == {"fc_in", "fc", "head", "(model)", "(loss)"}
     counts = check.records.query("module == 'fc' and width == 8 and kind == 'activation'")["count"]
     assert set(counts) == {2 * 4 * 8}
 

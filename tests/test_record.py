@@ -431,10 +431,10 @@ def test_no_recorded_step_of_a_run_synchronizes(precision):
 
     transfer = Recorder._moved_sums
 
-    def moved(recorder):
+    def moved(recorder, entries):
         modes.append(torch.cuda.get_sync_debug_mode())
         torch.cuda.set_sync_debug_mode("default")
-        return transfer(recorder)
+        return transfer(recorder, entries)
 
     modes = []
     train(cell.loss)  # kernels and optimizer code that are loaded once may wait

@@ -1,5 +1,7 @@
 """Expected exponents: derived by hand from sums of independent or aligned terms."""
 
+import math
+
 import pytest
 
 from coordcheck.theory import expected
@@ -14,6 +16,11 @@ from coordcheck.theory import expected
         # an update is made of the inputs it meets: width aligned terms times a learning rate or a multiplier of 1/width
         ("mup", "hidden", "effective_update", 3, None, 0.0, 0.0),
         ("mup", "readout", "effective_update", 3, "constant", 0.0, 0.0),
+        # logits' gradients of size 1, times 1/width and width aligned or independent terms of a readout of size 1
+        ("mup", "vector", "gradient", 1, None, -1.0, -1.0),
+        ("mup", "hidden", "gradient", 1, "constant", -1.5, -1.0),
+        ("mup", "input", "gradient", 1, None, -1.0, -0.5),
+        ("mup", "readout", "gradient", 0, None, -1.0, 0.0),
         ("mup", "vector", "activation", 2, None, 0.0, 0.0),
         ("mup", "input", "activation", 1, None, 0.0, 0.0),
         # width independent terms of size 1, times 1/width: width^(1/2 - 1)
@@ -40,6 +47,12 @@ def test_expected_range(parametrization, role, kind, step, readout, low, high):
 def test_adam_in_standard_parametrization_may_move_hidden_activations_by_width(kind):
     expectation = expected("sp", "hidden", kind, 1)
     assert expectation.low <= 1.0 <= expectation.high
+
+
+@pytest.mark.parametrize("curve", [("sp", "hidden", "gradient", 1), ("mup", "loss", "activation", 0)])
+def test_where_theory_has_no_claim_any_exponent_will_do(curve):
+    expectation = expected(*curve)
+    assert (expectation.low, expectation.high) == (-math.inf, math.inf)
 
 
 def test_an_unknown_parametrization_is_named():
