@@ -62,6 +62,7 @@ GROWTH = {
     "activation": ("its output", "grows", "shrinks"),
     "delta": ("its output's change", "grows", "shrinks"),
     "effective_update": ("its updates", "grow", "shrink"),
+    "gradient": ("its gradient", "grows", "shrinks"),
     "attention_logits": ("its attention logits", "grow", "shrink"),
 }
 
@@ -119,8 +120,9 @@ class Evidence:
     @cached_property
     def orders(self) -> dict[str, int]:
         """Place of each module in the forward pass, under its name without an output's index."""
-        modules = _without_index(self.curves["module"])
-        return {str(module): int(order) for module, order in self.curves.groupby(modules)["order"].min().items()}
+        forward = self.curves[self.curves["kind"] != "gradient"]  # which names parameters as well
+        orders = forward.groupby(_without_index(forward["module"]))["order"].min()
+        return {str(module): int(order) for module, order in orders.items()}
 
     def order(self, module: str) -> int:
         """Place of a module in the forward pass; a module that was not recorded comes last."""
@@ -178,7 +180,9 @@ def diagnose(
 def _harness(evidence: Evidence) -> Finding | None:
     """A batch or a number of calls that differs where it must not makes every slope that of something else."""
     counts = evidence.records.dropna(subset="count").query("kind == 'activation'")
-    if not len(counts):  # frames in mup's format know none
+    # what the model returns: experts inside it may have other shares of the batch each time
+    counts = counts[counts["module"].str.startswith(ROOT)]
+    if not len(counts):
         return None
     size = counts.groupby(["module", "width", "step"])["count"].max().unstack("step")
     varying = size[size.gt(size[size.columns[0]], axis=0).any(axis=1)].index.get_level_values("module").unique()
@@ -186,8 +190,8 @@ def _harness(evidence: Evidence) -> Finding | None:
         return _whole(
             evidence,
             "harness",
-            f"{len(varying)} modules gave more entries at a later step than at step 0, {varying[0]} the first of them: "
-            f"a forward pass more is pooled with the one that is trained.",
+            f"{varying[0]} gave more entries at a later step than at step 0: one forward pass more is pooled with the "
+            f"one that is trained.",
             "Run the same forward passes in every step, for example evaluate outside the recorder.",
         )
     by_width = size[size.columns[0]].unstack("width")
@@ -435,10 +439,10 @@ def _by_locality(curves: pd.DataFrame) -> pd.DataFrame:
     """Curves, the one where a fault starts first.
 
     By step; within a step a diverged or a silent module before its consequences, then what is local to a module,
-    then changes, then sizes, each in forward order.
+    then changes, then sizes, each in forward order; gradients last, for they carry what comes after.
     """
     local = curves["kind"].eq("effective_update") | curves["role"].eq("attention_logits")
-    rank = curves["kind"].map({"delta": 2}).fillna(3).mask(local, 1)
+    rank = curves["kind"].map({"delta": 2, "gradient": 4}).fillna(3).mask(local, 1)
     silent = curves["verdict"].eq("dead") & curves["kind"].eq("activation")
     rank = rank.mask(curves["verdict"].eq("nonfinite") | silent, 0)
     return curves.assign(rank=rank).sort_values(["step", "rank", "order"], kind="stable")
@@ -527,7 +531,7 @@ def _attention_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | N
 
 
 def _forward_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    if curve["step"] != 0:
+    if curve["step"] != 0 or curve["kind"] != "activation":
         return None
     inside = "" if curve["module"].startswith(ROOT) else f"{curve['module']}."
     children = [m for m, order in evidence.orders.items() if m.startswith(inside) and order < curve["order"]]

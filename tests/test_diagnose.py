@@ -213,8 +213,8 @@ def test_a_learning_rate_does_not_explain_what_is_wrong_before_training(gate):
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ({"fc": lambda w, s: 64 if s == 0 else 128}, "more entries at a later step"),
-        ({"head": lambda w, s: 4096 // w}, r"entries of head scales like width\^-1.00"),
+        ({"(model)": lambda w, s: 64 if s == 0 else 128}, "more entries at a later step"),
+        ({"(model)": lambda w, s: 4096 // w}, r"entries of \(model\) scales like width\^-1.00"),
     ],
 )
 def test_runs_that_differ_in_what_they_must_share_tell_nothing_of_the_model(gate, counts, said):
@@ -223,6 +223,11 @@ def test_runs_that_differ_in_what_they_must_share_tell_nothing_of_the_model(gate
     assert (check.verdict, check.findings[0].fault) == ("inconclusive", "harness")
     assert pd.Series(check.findings[0].cause).str.contains(said).all()
     assert check.findings[0].cause in check.sentence()
+
+
+def test_experts_may_have_other_shares_of_the_batch_at_each_step(gate):
+    curves = {("fc", "activation", s): 0.0 for s in (0, 1)}
+    assert check_of(gate, curves, counts={"fc": lambda w, s: 64 + s * w}).verdict == "pass"
 
 
 def test_changes_that_drown_in_rounding_are_too_gentle(gate):
