@@ -167,7 +167,7 @@ def diagnose(
     if harness := _harness(evidence):
         return [harness]
     known = [*_audited(evidence), *_growing_heads(evidence)]
-    found = [*known, *_origins(evidence, known)]
+    found = [_with_the_loss(finding, evidence) for finding in (*known, *_origins(evidence, known))]
     found.sort(key=lambda finding: (-finding.explains, evidence.order(finding.module)))
     if evidence.drowned or (seen is False and not found):
         found.insert(0, _gentle(evidence))
@@ -553,7 +553,22 @@ def _initial_loss(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     loss = InitialLoss.of(evidence.records)
     if curve["role"] != LOSS or loss is None:
         return None
-    return Diagnosis("init", _capitalized(loss.cause()), "Use mup.MuReadout, or a std that shrinks like width^-1/2.")
+    return Diagnosis(
+        "unexplained",
+        f"{_capitalized(loss.excess())}, although the readout's logits keep their size.",
+        "Look at what is added to the logits, or at targets that a model of this width can tell better than chance.",
+    )
+
+
+def _with_the_loss(finding: Finding, evidence: Evidence) -> Finding:
+    """A readout at fault, with what it does to the initial loss where that is too high and grows."""
+    loss = InitialLoss.of(evidence.records)
+    starts = evidence.failing[(evidence.failing["role"] == LOSS) & (evidence.failing["step"] == 0)]
+    of_readout = evidence.curves[evidence.curves["role"] == "readout"]["module"]
+    if loss is None or not len(starts) or finding.module not in set(of_readout) or not finding.fault:
+        return finding
+    said = "std does not shrink with width" if finding.fault == "init" else "logits grow with width"
+    return dataclasses.replace(finding, cause=f"{finding.cause} {_capitalized(loss.excess())}: the readout's {said}.")
 
 
 def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:

@@ -47,9 +47,6 @@ class InitialLoss:
         chance = "" if math.isnan(self.chance) else f", ln V = {self.chance:.2f}"
         return f"Initial loss: {self.narrowest:.2f} (narrowest) to {self.widest:.2f} (widest){chance}."
 
-    def cause(self) -> str:
-        """What is wrong with one that is too high and grows."""
-        return (
-            f"initial loss {self.widest:.1f} where ln V = {self.chance:.1f}: "
-            f"the readout's std does not shrink with width."
-        )
+    def excess(self) -> str:
+        """How far one that is too high is from chance."""
+        return f"initial loss {self.widest:.1f} where ln V = {self.chance:.1f}"

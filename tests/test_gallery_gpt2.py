@@ -12,7 +12,6 @@ from coordcheck.check import check_config, count_parameters
 from coordcheck.config import load
 from coordcheck.families import make_cell
 from coordcheck.report import markdown
-from coordcheck.verdict import first_at_fault
 
 CPU = torch.device("cpu")
 EXPERIMENT = ["experiment=gpt2_tied", *TINY, "model.head_size=32"]
@@ -91,7 +90,7 @@ def test_gpt2_has_124439808_parameters_and_tying_saves_the_readout():
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """The experiment at reduced size, by parametrization and embedding."""
-    overrides = [*EXPERIMENT, "control=false", "audit=false", f"runs={tmp_path_factory.mktemp('runs')}"]
+    overrides = [*EXPERIMENT, "control=false", f"runs={tmp_path_factory.mktemp('runs')}"]
     return {
         (parametrization, embedding): check_config(
             load([*overrides, f"parametrization={parametrization}", f"embedding={embedding}"])
@@ -110,8 +109,7 @@ def slopes_at_initialization(check):
 def test_one_std_for_all_widths_grows_from_the_first_projection_on(cells, embedding):
     check = cells["sp", embedding]
     assert check.verdict == "fail"
-    first = first_at_fault(check.slopes)
-    assert (first["module"], first["kind"], first["step"]) == ("blocks.0.attn.q", "activation", 0)
+    assert (check.findings[0].module, check.findings[0].fault) == ("blocks.0.attn.q", "init")
     slopes = slopes_at_initialization(check)
     assert slopes["blocks.0.attn.q"] == pytest.approx(0.5, abs=0.05)  # width terms of one size: 0.02 sqrt(width)
     assert slopes["blocks.0.attn[attention_logits]"] == pytest.approx(1.0, abs=0.1)  # q and k

@@ -10,7 +10,6 @@ from torch import nn
 import coordcheck
 from coordcheck.check import check_config
 from coordcheck.config import load
-from coordcheck.verdict import first_at_fault
 
 BASE = 16
 EXPERIMENT = ["experiment=mup_shared_readout", *TINY, "control=false", "audit=false", "resume=false"]
@@ -109,8 +108,8 @@ def slopes_of(check, module):
 
 def test_only_the_rescaled_embedding_fails_and_it_is_named(cells):
     assert [cell for cell, check in cells.items() if check.verdict == "fail"] == [("tied_rescaled", "constant")]
-    first = first_at_fault(cells["tied_rescaled", "constant"].slopes)
-    assert (first["module"], first["kind"], first["step"], first["verdict"]) == ("wte", "activation", 0, "explodes")
+    first = cells["tied_rescaled", "constant"].findings[0]
+    assert (first.module, first.kind, first.step, first.verdict) == ("wte", "activation", 0, "explodes")
 
 
 def test_the_rescaled_embedding_grows_like_the_root_of_the_width_and_the_last_norm_hides_it(cells):

@@ -19,7 +19,7 @@ from coordcheck.models import hf
 from coordcheck.train import run
 
 VOCABULARY = 32128
-SMALL = ["experiment=t5_lm_head", "widths=[64,128,256]", "seeds=2", "audit=false", "control=false"]
+SMALL = ["experiment=t5_lm_head", "widths=[64,128,256]", "seeds=2", "control=false"]
 pytestmark = pytest.mark.slow
 STDS = {"1": lambda d: 1.0, "0.05": lambda d: 0.05, "d^-1/2": lambda d: d**-0.5}
 
@@ -86,11 +86,11 @@ def test_the_experiment_finds_a_std_that_does_not_shrink(cell):
     assert logits["slope"] == pytest.approx(0.5 if readout == "constant" else 0.0, abs=0.02)
     assert logits["verdict"] == ("explodes" if readout == "constant" else "pass")
     assert (check.verdict == "fail") == (readout == "constant")
-    causes = {finding.module: finding.cause for finding in check.findings if finding.verdict == "explodes"}
-    expected = {"lm_head", "(model)", "(loss)"} if std == 1 else {"lm_head", "(model)"}
-    assert set(causes) == (expected if readout == "constant" else set())
-    if "(loss)" in causes:
-        assert "where ln V = 10.4: the readout's std does not shrink with width" in causes["(loss)"]
+    causes = {finding.module: finding.cause for finding in check.findings if finding.fault}
+    assert set(causes) == ({"lm_head"} if readout == "constant" else set())
+    if readout == "constant":
+        said = "where ln V = 10.4: the readout's std does not shrink with width" in causes["lm_head"]
+        assert said == (std == 1)
 
 
 def test_the_experiment_starts_at_the_loss_of_normal_logits(cell):

@@ -1,7 +1,9 @@
 """The initial loss: ln V with logits of zero, and what a readout whose std ignores the width makes of it."""
 
+import dataclasses
 import math
 
+import pandas as pd
 import pytest
 import torch
 from conftest import plan_of, power, synthetic, tiny_cell, tiny_config
@@ -32,24 +34,25 @@ def test_a_zero_readout_starts_at_ln_v_and_its_loss_is_recorded_at_every_step():
 
 
 def checked(tmp_path, *overrides):
-    return check_config(tiny_config(f"runs={tmp_path}", "plots=null", "audit=false", *overrides))
+    return check_config(tiny_config(f"runs={tmp_path}", "plots=null", *overrides))
 
 
-def test_a_readout_whose_std_ignores_the_width_is_named_by_its_loss(tmp_path):
+def test_a_readout_whose_std_ignores_the_width_is_named_with_what_it_does_to_the_loss(tmp_path):
     check = checked(tmp_path, "parametrization=sp", "gate.expect=sp", "readout=constant", "readout.std=1", "steps=1")
-    (finding,) = [finding for finding in check.findings if finding.module == "(loss)"]
-    assert check.verdict == "fail"
-    assert finding.verdict == "explodes"
-    assert finding.parameter is None
+    (finding,) = (finding for finding in check.findings if finding.module == "lm_head")
     widest = InitialLoss.of(check.records).widest
-    assert (
-        f"at step 0 (expected at most +0.00). Initial loss {widest:.1f} where ln V = 5.5: "
-        f"the readout's std does not shrink with width."
-    ) in finding.cause
-    assert (finding.fault, finding.explains) == ("init", 1)
+    said = f"Initial loss {widest:.1f} where ln V = 5.5: the readout's std does not shrink with width."
+    assert check.verdict == "fail"
+    assert finding.fault == "init" and finding.cause.endswith(said)
     assert f"to {widest:.2f} (widest), ln V = 5.55." in markdown(check)
     check.save(tmp_path / "check")
     assert CoordCheck.load(tmp_path / "check").findings == check.findings
+
+
+def test_without_the_audit_the_readouts_logits_are_what_is_known(tmp_path):
+    small = ["parametrization=sp", "gate.expect=sp", "readout=constant", "readout.std=1", "steps=1", "audit=false"]
+    (finding,) = (finding for finding in checked(tmp_path, *small).findings if finding.module == "lm_head")
+    assert "where ln V = 5.5: the readout's logits grow with width." in finding.cause
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,17 @@ def test_a_readout_whose_std_ignores_the_width_is_named_by_its_loss(tmp_path):
 def test_the_loss_of_a_correct_model_passes(tmp_path, overrides):
     check = checked(tmp_path, *overrides)
     assert set(check.slopes[check.slopes.role == "loss"]["verdict"]) == {"pass"}
+
+
+def test_a_loss_that_grows_although_the_logits_do_not_is_not_explained(gate):
+    loss = synthetic({("(loss)", "activation", 0): power(0.7)}, role="loss")
+    head = synthetic({("head", "activation", 0): power(0.0, 0.01)}, role="readout")
+    records = pd.concat([loss, head], ignore_index=True)
+    records.attrs["classes"] = 10
+    check = CoordCheck.from_records(records, dataclasses.replace(gate, expect="sp"))
+    (finding,) = check.findings
+    assert (finding.module, finding.fault) == ("(loss)", "unexplained")
+    assert "where ln V = 2.3, although the readout's logits keep their size" in finding.cause
 
 
 def test_records_without_a_loss_have_none(gate):

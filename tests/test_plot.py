@@ -147,7 +147,7 @@ def test_a_check_that_is_zero_or_nan_throughout_still_has_a_picture(tmp_path, ga
 def test_the_summary_has_a_panel_for_each_cell(failing, gate):
     passing = check_of(gate, {("wte", "activation", 0): power(0.0)})
     figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"], [None, None]])
-    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a=1\nFAIL", "a=2\nPASS"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a=1\nFAIL, step 1", "a=2\nPASS, step 0"]
     assert "1 fail, 1 pass" in figure.get_suptitle()
 
 
@@ -155,7 +155,7 @@ def test_the_summary_names_where_a_fault_starts_and_its_line_stands_out(failing,
     passing = check_of(gate, {("wte", "activation", 0): power(0.0), ("head", "activation", 0): power(-0.1)})
     figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"]])
     (fault, extremes), (alone,) = ([text.get_text() for text in axes.texts] for axes in figure.axes)
-    assert fault == "▲ fault starts at fc: +0.40\nactivation, step 1"
+    assert fault == "fault starts at fc.weight\nunexplained: delta, step 1 +0.40"
     assert extremes.replace("-0.00", "+0.00") == "highest slope: proj +0.90, explodes\nlowest slope: wte +0.00, pass"
     assert alone == "highest slope: wte +0.00, pass\nlowest slope: head -0.10, pass"
     widest = [max(axes.lines, key=lambda line: line.get_linewidth()) for axes in figure.axes]
