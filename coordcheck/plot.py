@@ -231,7 +231,7 @@ def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]
     for axes, kind in zip(panels, kinds, strict=True):
         frame_origins(axes, slopes[slopes["kind"] == kind], modules, [f for f in origins if f.kind == kind])
     bar = figure.colorbar(images[0], ax=list(panels), location="bottom", shrink=0.8, pad=0.01, aspect=40)
-    bar.set_label(f"distance from the expected range        {MEANINGS}", fontsize=SMALL + 1)
+    bar.set_label(f"distance from the expected range\n{MEANINGS}", fontsize=SMALL + 1)
     bar.ax.tick_params(labelsize=SMALL)
 
 
