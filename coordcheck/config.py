@@ -237,12 +237,24 @@ class Tolerance:
 
 
 @dataclass
+class DiagnosisConfig:
+    """What a diagnosis takes for certain, for the same, and for nothing."""
+
+    certain: float
+    same: float
+    exact: float
+    rounding: float
+    initial_loss: float
+
+
+@dataclass
 class GateConfig:
     """What turns slopes into verdicts."""
 
     expect: Parametrization
     confidence: float
     tolerance: Tolerance
+    diagnosis: DiagnosisConfig
 
 
 @dataclass

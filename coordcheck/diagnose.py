@@ -19,16 +19,11 @@ import numpy as np
 import pandas as pd
 
 from coordcheck.audit_result import FAULTS, Audit
-from coordcheck.config import ROOT, GateConfig
+from coordcheck.config import ROOT, DiagnosisConfig, GateConfig
 from coordcheck.initial_loss import LOSS, InitialLoss
 from coordcheck.theory import forms
 from coordcheck.verdict import FAILURES, Finding, describe, finding_of, format_range, undecided, weights
 
-CERTAIN = 0.25  # a factor of sqrt(width) or width is that far from noise
-SAME = 0.1  # two exponents of one module at one step that differ by less
-# Of the size of what it changes: float32 rounds by 6e-8, which a few layers make 2e-7 in a run that does not move at
-# all, where Adam's smallest useful learning rates (1e-5) change outputs by 6e-4.
-ROUNDING = 1e-5
 CLASSES = {
     "init": "the init std scales wrongly, or there is none",
     "reinitialized": "initialized again, by another rule",
@@ -94,6 +89,11 @@ class Evidence:
     audit: Audit | None
     seen: bool | None
 
+    @property
+    def limits(self) -> DiagnosisConfig:
+        """What counts as certain, as the same, and as nothing."""
+        return self.gate.diagnosis
+
     @cached_property
     def failing(self) -> pd.DataFrame:
         """Curves at fault, without those that training too gentle to see leaves to rounding or at zero."""
@@ -110,7 +110,7 @@ class Evidence:
             return False
         moved = size[size["delta"] > 0]  # a layer before a zero readout waits for its first gradient
         changed = (moved["delta"] / moved["activation"]).groupby("step").median()
-        return bool(changed.max() < ROUNDING)
+        return bool(changed.max() < self.limits.rounding)
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
@@ -197,7 +197,7 @@ def _harness(evidence: Evidence) -> Finding | None:
     by_width = size[size.columns[0]].unstack("width")
     growth = by_width.iloc[:, -1] / by_width.iloc[:, 0]
     exponents = np.log(growth) / np.log(float(by_width.columns[-1]) / float(by_width.columns[0]))
-    strange = exponents[(exponents < -CERTAIN) | (exponents > 1 + CERTAIN)]
+    strange = exponents[(exponents < -evidence.limits.certain) | (exponents > 1 + evidence.limits.certain)]
     if not len(strange):
         return None
     return _whole(
@@ -264,7 +264,7 @@ def _without_index(modules: pd.Series) -> pd.Series:
 
 def _shared_readout(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """microsoft/mup#55: the rescaling of a readout's init reaches the embedding that shares its weight."""
-    if finding.verdict != "init" or not row["tied_to"] or abs(row["std_exponent"] - 0.5) > CERTAIN:
+    if finding.verdict != "init" or not row["tied_to"] or abs(row["std_exponent"] - 0.5) > evidence.limits.certain:
         return None
     return Diagnosis(
         "shared_readout",
@@ -312,7 +312,9 @@ def _missing_multiplier(finding: Finding, row: pd.Series, evidence: Evidence) ->
     if row["role"] != "readout" or not wrong >= {"init", "learning_rate"} or evidence.audit is None:
         return None
     allowed = forms(evidence.audit.expect, row["role"], row["update"] or "adam")
-    fitting = [form for form in allowed if form.multiplier and abs(form.lr - row["lr_exponent"]) < CERTAIN]
+    fitting = [
+        form for form in allowed if form.multiplier and abs(form.lr - row["lr_exponent"]) < evidence.limits.certain
+    ]
     if not fitting:
         return None
     return Diagnosis(
@@ -326,11 +328,11 @@ def _missing_multiplier(finding: Finding, row: pd.Series, evidence: Evidence) ->
 def _base_shapes(finding: Finding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """The learning rates of exactly those matrices are not scaled that share one dimension."""
     hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
-    wrong = (hidden["lr_exponent"] - hidden["expected_lr_exponent"]).abs() > CERTAIN
+    wrong = (hidden["lr_exponent"] - hidden["expected_lr_exponent"]).abs() > evidence.limits.certain
     if (
         finding.verdict != "learning_rate"
         or row["role"] != "hidden"
-        or abs(row["lr_exponent"]) > CERTAIN
+        or abs(row["lr_exponent"]) > evidence.limits.certain
         or wrong.all()
     ):
         return None
@@ -400,7 +402,7 @@ def _growing_heads(evidence: Evidence) -> Iterator[Finding]:
         return
     for _, curve in evidence.curves.query("role == 'attention_logits' and step == 0").iterrows():
         counts = evidence.records[evidence.records["module"] == curve["module"]].groupby("width")["count"].max()
-        if counts.nunique() == 1 and curve["ci_low"] > CERTAIN - 0.5 and curve["verdict"] != "explodes":
+        if counts.nunique() == 1 and curve["ci_low"] > evidence.limits.certain - 0.5 and curve["verdict"] != "explodes":
             yield dataclasses.replace(
                 finding_of(
                     curve,
@@ -490,7 +492,7 @@ def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     if row is None or row["multiplier_exponent"] != -1.0 or curve["verdict"] != "explodes":
         return None
     hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
-    if not len(hidden) or not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > CERTAIN).all():
+    if not len(hidden) or not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > evidence.limits.certain).all():
         return None
     return Diagnosis(
         "base_shapes",
@@ -501,7 +503,7 @@ def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _readout_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    if curve["role"] != "readout" or curve["module"].startswith(ROOT) or abs(_beyond(curve)) < CERTAIN:
+    if curve["role"] != "readout" or curve["module"].startswith(ROOT) or abs(_beyond(curve)) < evidence.limits.certain:
         return None
     if _input_fails(curve, evidence):
         return None
@@ -577,7 +579,7 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     own = evidence.curves.query("module == @curve.module and step == @curve.step and kind == 'effective_update'")[
         "slope"
     ]
-    made_by_update = (own > curve["slope"] - SAME).any() and curve["verdict"] == "explodes"
+    made_by_update = (own > curve["slope"] - evidence.limits.same).any() and curve["verdict"] == "explodes"
     if row is None or not (curve["kind"] == "effective_update" or made_by_update):
         return None
     rate = f"The learning rate of its group is right when training begins (exponent {row['lr_exponent']:+.2f})"

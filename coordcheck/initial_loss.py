@@ -12,7 +12,6 @@ import pandas as pd
 
 LOSS = "loss"  # the role of the loss
 CLASSES = "classes"  # the name of V among the records' attrs
-TOLERATED = 1.0  # nats above ln V; logits of size 1 cost half of one
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,9 @@ class InitialLoss:
             return None
         return cls(float(means.iloc[0]), float(means.iloc[-1]), math.log(records.attrs.get(CLASSES, math.nan)))
 
-    @property
-    def too_high(self) -> bool:
-        """Whether the widest model starts well above chance."""
-        return self.widest > self.chance + TOLERATED
+    def exceeds_chance(self, nats: float) -> bool:
+        """Whether the widest model starts more than so much above chance."""
+        return self.widest > self.chance + nats
 
     def __str__(self) -> str:
         chance = "" if math.isnan(self.chance) else f", ln V = {self.chance:.2f}"

@@ -14,7 +14,6 @@ from coordcheck.theory import expected
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
 MANY_SEEDS = 1000
-EXACT = 0.01  # an exponent that is the same for all seeds, steps and kinds is no measurement
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def judge(
         expected(gate.expect, role, kind, step, readout)
         for role, kind, step in zip(slopes["role"], slopes["kind"], slopes["step"], strict=True)
     ]
-    if initial_loss is not None and initial_loss.too_high:
+    if initial_loss is not None and initial_loss.exceeds_chance(gate.diagnosis.initial_loss):
         starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
         ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
     judged = slopes.copy()
@@ -83,7 +82,7 @@ def judge(
     judged.insert(position + 3, "verdict", "")
     zero_is_due = _zero_is_due(slopes, readout)
     judged = _against_range(judged, gate, zero_is_due)
-    multiplied = _multiplied_afterwards(judged)
+    multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact)
     if not multiplied.any():
         return judged
     judged["expected_low"] += multiplied
@@ -111,7 +110,7 @@ def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Serie
     return judged.assign(verdict=verdict, excess=np.fmax(judged["slope"] - high, low - judged["slope"]))
 
 
-def _multiplied_afterwards(judged: pd.DataFrame) -> pd.Series:
+def _multiplied_afterwards(judged: pd.DataFrame, exact: float) -> pd.Series:
     """By which power of width less each curve of a readout grows in what the model returns: 0, or one constant.
 
     A model may multiply its logits by 1/width after the readout instead of the readout's input before it. The logits
@@ -126,7 +125,7 @@ def _multiplied_afterwards(judged: pd.DataFrame) -> pd.Series:
         readouts = judged[(judged["role"] == "readout") & ~judged["module"].str.startswith(ROOT)]
         for _, mine in readouts.groupby("module"):
             difference = (mine.set_index(["kind", "step"])["slope"] - slopes).dropna()
-            if len(difference) and difference.std(ddof=0) < EXACT and abs(difference.mean()) > EXACT:
+            if len(difference) and difference.std(ddof=0) < exact and abs(difference.mean()) > exact:
                 shift[mine.index] = difference.mean()
     return shift
 

@@ -85,7 +85,8 @@ def test_heads_by_size_or_by_count():
 
 def test_a_stored_gate_is_read_back_and_a_strange_one_refused():
     tolerance = {"explodes": {"delta": 0.1}, "vanishes": {"delta": 0.2}, "exponent": 0.1}
-    stored = {"expect": "sp", "confidence": 0.9, "tolerance": tolerance}
+    diagnosis = {"certain": 0.3, "same": 0.1, "exact": 0.01, "rounding": 1e-5, "initial_loss": 1.0}
+    stored = {"expect": "sp", "confidence": 0.9, "tolerance": tolerance, "diagnosis": diagnosis}
     assert gate_from(stored).tolerance.vanishes == {"delta": 0.2}
     with pytest.raises(ValueError, match="strictness"):
         gate_from({**stored, "strictness": 1})
