@@ -98,7 +98,8 @@ def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         slope NaN. A role that no record states is "hidden" if the tensor grows with width, else "readout".
     """
     keys = curve_columns(records)
-    estimates = seed_slopes(records).groupby(keys, sort=False).apply(_estimate, confidence=confidence).reset_index()
+    per_curve = seed_slopes(records).groupby(keys, sort=False)[["slope", "bend", "n_widths"]]
+    estimates = per_curve.apply(_estimate, confidence=confidence).reset_index()
     return facts(records).merge(estimates, on=keys, how="left")[
         [
             *cell_columns(records),
