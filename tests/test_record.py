@@ -16,7 +16,7 @@ from conftest import plan_of, tiny_cell
 from torch import nn
 
 from coordcheck.attention import attention_logit_sums
-from coordcheck.config import ROOT
+from coordcheck.config import KINDS, ROOT
 from coordcheck.record import Recorder
 from coordcheck.slopes import RECORD_COLUMNS
 from coordcheck.sums import sums
@@ -403,9 +403,11 @@ def test_no_recorded_step_reads_a_value_off_the_device():
     model = cell.on_meta(64)
     mup.set_base_shapes(model, cell._base_infshapes, rescale_params=False)
     batch = tuple(x.to("meta") for x in cell.batch(0, CPU))
-    with Recorder(model, width=64, kinds=("activation", "delta")) as recorder:
+    with Recorder(model, width=64, kinds=KINDS) as recorder:
         for _ in range(3):
-            cell.loss(model, batch).backward()
+            loss = cell.loss(model, batch)
+            recorder.record_loss(loss)
+            loss.backward()
             recorder.step()
         with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
             recorder.records()
