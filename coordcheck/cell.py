@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from coordcheck.optim import check_optimizer
 from coordcheck.parametrization import infshapes, roles, shapes
 from coordcheck.train import default_loss, to_device
 
@@ -105,13 +105,7 @@ class OwnCell(Cell):
         Raises:
             ValueError: if it is none.
         """
-        optimizer = self._optimizer(model)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ValueError(
-                f"`optimizer` must return a torch.optim.Optimizer; got {type(optimizer).__name__}. "
-                f"For example optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)."
-            )
-        return optimizer
+        return check_optimizer(self._optimizer(model))
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """The user's batch."""
@@ -203,15 +197,4 @@ def _structure(build: Callable[[int], nn.Module], width: int) -> nn.Module:
             model = build(width)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         model = build(width)
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"`build` must return a torch.nn.Module; got {type(model).__name__}. "
-            f"For example build=lambda width: nn.Linear(16, width)."
-        )
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise ValueError(
-            f"`build` must return a model whose parameters have their shapes; these have none before the first "
-            f"forward pass: {lazy}. For example nn.Linear(8, width) in the place of nn.LazyLinear(width)."
-        )
     return model
