@@ -2,18 +2,29 @@
 
 A delta hides it: what the layers before sent changed too, and is mostly larger. A refined coordinate check looks at the
 layer's own update alone (arXiv 2505.22491).
+
+Some positions and output features stand for all: the mean over thousands of entries needs no more, and neither a
+second model's memory nor another forward pass has to be paid.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import mup
 import torch
 from torch import Tensor, nn
 
-from coordcheck.sums import at_least_float32, without_autocast
+from coordcheck.sums import at_least_float32, thinned, without_autocast
 
-EVERY = 4  # positions: a quarter of the layer's forward pass for a mean over thousands of entries
-FEW = 16  # rows that are all used
+POSITIONS = 16  # of each sequence at least
+FEATURES = 128  # of the output
+GOLDEN = 0.6180339887
+# The dimension of the weight that holds output features, of forwards that take any number of them.
+FEATURE_DIMENSION: dict[Callable[..., Any], int] = {
+    nn.Linear.forward: 0,
+    mup.MuReadout.forward: 0,
+    nn.Embedding.forward: 1,
+}
 
 
 def updated_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -32,47 +43,71 @@ def updated_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
 
 
-@torch.no_grad()
-def effective_update(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], start: Mapping[str, Tensor]
-) -> Any:
-    """What `module` makes of its input with its parameters' change in their place.
-
-    Its own forward runs, so that a multiplier which a subclass applies before or after the product is in the result.
-    The bias takes part: its change is in no other layer's effective update, and a layer whose input is zero has no
-    other. Differences and products are taken in float32 even under autocast, where a change below 2^-8 of a weight
-    would be rounded away.
+class StartingPoint:
+    """A layer's parameters at step 0, to tell what training has made of them.
 
     Args:
-        module: A layer that is affine in its parameters, see :func:`updated_parameters`.
-        args: What its forward was called with. Of a (..., L, D) input of at least 16 rows every fourth position is
-            used; an embedding, which costs little, looks up all.
-        kwargs: Likewise.
-        start: Its parameters at step 0, by name.
+        module: A layer that is affine in its parameters.
+        parameters: Those of :func:`updated_parameters`. A copy is kept of what makes 128 of the output's features, or
+            all of them where a subclass has a forward of its own.
     """
-    change = {name: _change(module._parameters[name], before) for name, before in start.items()}
-    dtype = change["weight"].dtype
-    if not isinstance(module, nn.Embedding):
-        args = tuple(_thinned(value, dtype) for value in args)
-        kwargs = {name: _thinned(value, dtype) for name, value in kwargs.items()}
-    parameters = module._parameters
-    module._parameters = {**parameters, **change}  # type: ignore[dict-item]
-    try:
-        with without_autocast(change["weight"].device):
-            return module.forward(*args, **kwargs)  # not the call, which would run everybody's hooks
-    finally:
-        module._parameters = parameters
+
+    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter]):
+        weight = parameters["weight"]
+        self.dimension = FEATURE_DIMENSION.get(type(module).forward)
+        self.chosen: Tensor | None = None
+        if self.dimension is not None and weight.shape[self.dimension] >= 2 * FEATURES:
+            self.chosen = some_features(weight.shape[self.dimension], weight.device)
+        self.before = {name: self._chosen(p).clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def effective_update(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the layer makes of its input with its parameters' change in their place.
+
+        Its own forward runs, so that a multiplier which a subclass applies before or after the product is in the
+        result. The bias takes part: its change is in no other layer's effective update, and a layer whose input is
+        zero has no other. Differences and products are taken in float32 even under autocast, where a change below
+        2^-8 of a weight would be rounded away.
+
+        Args:
+            module: The layer.
+            args: What its forward was called with; of a (..., L, D) input some positions are used, see
+                :func:`coordcheck.sums.thinned`; an embedding, which costs little, looks up all.
+            kwargs: Likewise.
+        """
+        change = {name: self._change(module._parameters[name], before) for name, before in self.before.items()}
+        dtype = change["weight"].dtype
+        if not isinstance(module, nn.Embedding):
+            args = tuple(_some_positions(value, dtype) for value in args)
+            kwargs = {name: _some_positions(value, dtype) for name, value in kwargs.items()}
+        parameters = module._parameters
+        module._parameters = {**parameters, **change}  # type: ignore[dict-item]
+        try:
+            with without_autocast(change["weight"].device):
+                return module.forward(*args, **kwargs)  # not the call, which would run everybody's hooks
+        finally:
+            module._parameters = parameters
+
+    def _change(self, parameter: Tensor | None, before: Tensor) -> Tensor:
+        assert parameter is not None
+        change = at_least_float32(self._chosen(parameter)) - at_least_float32(before)
+        change.__dict__.update(vars(parameter))  # mup keeps a weight's infshape there, and its readout asks for it
+        return change
+
+    def _chosen(self, parameter: Tensor) -> Tensor:
+        if self.chosen is None:
+            return parameter.detach()
+        # a bias has features alone
+        return parameter.detach().index_select((self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
 
 
-def _change(parameter: Tensor | None, before: Tensor) -> Tensor:
-    assert parameter is not None
-    change = at_least_float32(parameter.detach()) - at_least_float32(before)
-    change.__dict__.update(vars(parameter))  # mup keeps a weight's infshape there, and its readout asks for it
-    return change
+def some_features(count: int, device: torch.device) -> Tensor:
+    """Which of `count` output features are used: one of each 128th part, at places that repeat with no head's size."""
+    place = torch.arange(FEATURES, device=device, dtype=torch.float64)
+    return ((place + place * GOLDEN % 1) * (count / FEATURES)).long()
 
 
-def _thinned(value: Any, dtype: torch.dtype) -> Any:
+def _some_positions(value: Any, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    chosen = value[..., ::EVERY, :] if value.shape[:-1].numel() >= FEW else value
-    return chosen.contiguous().to(dtype)
+    return thinned(value, POSITIONS).contiguous().to(dtype)

@@ -6,12 +6,13 @@ GPU. What the sizes should be, and how they scale, is for the modules that read 
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,24 +22,26 @@ from torch.utils.hooks import RemovableHandle
 
 from coordcheck.attention import AttentionObserver, attention_logit_sums
 from coordcheck.config import KINDS, ROOT
-from coordcheck.effective_update import effective_update, updated_parameters
+from coordcheck.eager import eager
+from coordcheck.effective_update import StartingPoint, updated_parameters
 from coordcheck.initial_loss import CLASSES, LOSS
 from coordcheck.parametrization import attached_roles
 from coordcheck.slopes import RECORD_COLUMNS
-from coordcheck.sums import sums
+from coordcheck.sums import Sums, sums, thinned
+
+POSITIONS = 16  # of each sequence, whose outputs at step 0 are kept for deltas
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Sums of one tensor, not yet moved off the device; ``module`` as torch names it, ``part`` of its output."""
+class _Entry(NamedTuple):
+    """Sums of one tensor, maybe still on its device; ``module`` as torch names it, ``part`` of its output."""
 
     step: int
     module: str
     part: str
     role: str | None
     kind: str
-    count: int
-    sums: Tensor
+    entries: int
+    sums: Sums
 
     @property
     def label(self) -> str:
@@ -53,7 +56,7 @@ class _Row:
         self.count = 0
         self.total = self.squares = self.largest = self.nonfinite = 0.0
 
-    def add(self, count: int, moved: list[float]) -> None:
+    def add(self, count: int, moved: Sequence[float]) -> None:
         self.count += count
         self.total += moved[0]
         self.squares += moved[1]
@@ -66,18 +69,45 @@ class _Row:
         return l1, rms, self.largest, int(self.nonfinite), self.count
 
 
+class _Latest:
+    """What was computed of the latest tensor: a container mostly hands on the output of its last child."""
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+        self._version = 0
+        self._results: dict[Hashable, Any] = {}
+
+    def of(self, tensor: Tensor, what: Hashable, compute: Callable[[], Any]) -> Any:
+        """The result of `compute`, which depends on `what` and on the entries of `tensor` alone."""
+        version = -1 if tensor.is_inference() else tensor._version
+        if tensor is not self._tensor or version != self._version or version < 0:
+            self._tensor, self._version, self._results = tensor, version, {}
+        if what not in self._results:
+            self._results[what] = compute()
+        return self._results[what]
+
+    def forget(self) -> None:
+        """Lets the tensor go, whose graph would keep memory."""
+        self._tensor, self._results = None, {}
+
+
 class Recorder:
     """Records the outputs of a model's modules.
 
+    Forward passes count that are like the first with gradients enabled or disabled as where the recorder was entered:
+    in train or in eval mode as that one, so that an evaluation between two steps of training is left out.
+
     Args:
-        model: Hooks are on its modules while the recorder is entered. Not yet compiled.
+        model: Hooks are on its modules while the recorder is entered. What is compiled runs as it was written
+            meanwhile, see :mod:`coordcheck.eager`.
         width: d_model, for the records.
         seed: For the records.
         kinds: "activation"; "delta" against step 0, which needs the same batch at every step (modules whose output
-            then has another shape, as in a mixture of experts, have none); "effective_update", the part of a layer's
-            delta that its own update made, see :mod:`coordcheck.effective_update`; "gradient" of the loss, by outputs
-            under the module's name and by parameters under theirs. Deltas keep a copy of the outputs of step 0,
-            effective updates one of the weights. Gradients are those of whatever ``backward`` was called on: of micro-
+            then has another shape, as in a mixture of experts, have none), at 16 or more positions of a long sequence;
+            "effective_update", the part of a layer's delta that its own update made, see
+            :mod:`coordcheck.effective_update`; "gradient" of the loss, by outputs under the module's name and by
+            parameters under theirs. Deltas keep a copy of what they need of the outputs of step 0, effective updates
+            one of some rows of the weights. Gradients are those of whatever ``backward`` was called on: of micro-
             batches, those by outputs are pooled and those by parameters are what they add up to, before any clipping.
             Outputs have none inside a reentrant checkpoint, nor where the model then changes them in place.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
@@ -124,7 +154,7 @@ class Recorder:
         self._parameter_gradients: dict[tuple[int, str], _Entry] = {}
         self._order: dict[str, int] = {}
         self._first: dict[tuple[str, str], list[Tensor]] = {}
-        self._start: dict[nn.Parameter, Tensor] = {}
+        self._start: dict[str, StartingPoint] = {}
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
@@ -132,12 +162,20 @@ class Recorder:
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
+        self._latest, self._latest_gradient = _Latest(), _Latest()
+        self._recording = self._ran = False
+        self._with_gradients = True
+        self._training: bool | None = None
+        self._eager: AbstractContextManager[None] | None = None
         self._handles: list[RemovableHandle] = []
         self._observer: AttentionObserver | None = None
 
     def __enter__(self) -> "Recorder":
         # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
         self._observer = AttentionObserver(self._record_attention)
+        self._with_gradients = torch.is_grad_enabled()
+        self._eager = eager()
+        self._eager.__enter__()
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
             self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
@@ -158,14 +196,29 @@ class Recorder:
         self._handles.clear()
         self._first.clear()
         self._start.clear()
+        self._latest.forget()
+        self._latest_gradient.forget()
         self._observer = None
+        assert self._eager is not None
+        self._eager.__exit__(None, None, None)
 
     def step(self) -> None:
         """Says that an optimizer update is done: the next forward pass belongs to the next step.
 
         Raises:
-            ValueError: if deltas are recorded and no output has the shape that it had at step 0.
+            ValueError: if no forward pass of this step was recorded, or deltas are recorded and no output has the
+                shape that it had at step 0.
         """
+        if not self._ran:
+            mode = "" if self._training is None else f" in {'train' if self._training else 'eval'} mode,"
+            raise ValueError(
+                f"step {self.current_step} has no forward pass to record: between two calls of `step` the model that "
+                f"the recorder was given must run at least once,{mode} with gradients "
+                f"{'enabled' if self._with_gradients else 'disabled'} as they were where the recorder was entered. For "
+                f"example model(batch); recorder.step(). A copy of the model, deep or traced, is another model."
+            )
+        self._ran = False
+        self._latest_gradient.forget()
         if self._calls_at_first is None:
             self._calls_at_first = self._calls
         else:
@@ -215,33 +268,30 @@ class Recorder:
         for entry, moved in zip(entries, self._moved_sums(entries), strict=True):
             order.setdefault(entry.label, len(order))
             if entry.kind != "delta" or entry.module not in self._varying | self._mismatched.keys():
-                rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.count, moved)
-        frame = pd.DataFrame(
-            [
-                (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
-                for (step, module, kind), row in rows.items()
-            ],
-            columns=list(RECORD_COLUMNS),
-        ).astype({"role": "string"})
+                rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.entries, moved)
+        records = [
+            (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
+            for (step, module, kind), row in rows.items()
+        ]
+        columns: dict[str, Any] = dict(zip(RECORD_COLUMNS, zip(*records, strict=True), strict=True)) if records else {}
+        frame = pd.DataFrame(columns, columns=list(RECORD_COLUMNS)).astype({"role": "string"})
         if self._classes is not None:
             frame.attrs[CLASSES] = self._classes
         return frame
 
-    def _moved_sums(self, entries: Sequence[_Entry]) -> list[list[float]]:
-        if not entries:
-            return []
-        dtype = reduce(torch.promote_types, (entry.sums.dtype for entry in entries))
-        device = entries[0].sums.device
-        moved: list[list[float]] = torch.stack([entry.sums.to(device, dtype) for entry in entries]).cpu().tolist()
-        return moved
+    def _moved_sums(self, entries: Sequence[_Entry]) -> list[Sequence[float]]:
+        waiting = [entry.sums for entry in entries if isinstance(entry.sums, Tensor)]
+        if waiting:
+            dtype = reduce(torch.promote_types, (tensor.dtype for tensor in waiting))
+            moved = iter(torch.stack([tensor.to(waiting[0].device, dtype) for tensor in waiting]).cpu().tolist())
+        return [next(moved) if isinstance(entry.sums, Tensor) else entry.sums for entry in entries]
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, inputs: Any) -> None:
             if _in_backward():
                 return
             if not self._stack:
-                assert self._observer is not None
-                self._observer.__enter__()  # type: ignore[no-untyped-call]
+                self._begin_pass()
             self._stack.append(name)
 
         return hook
@@ -251,30 +301,52 @@ class Recorder:
             if _in_backward():
                 return
             self._stack.pop()
-            if not self._stack:
-                assert self._observer is not None
-                self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            if name in self.roles:
-                self._calls[name] = self._calls.get(name, 0) + 1
-                tensors = [*_tensors(output)]
-                trained = any(tensor.requires_grad for _, tensor in tensors)
-                for part, tensor in tensors:
-                    # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
-                    if tensor.requires_grad or not trained:
-                        self._record(name, part, tensor)
-                # each parameter has its place behind its module
-                for parameter in module._parameters:
-                    self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))
+            if self._recording and name in self.roles:
+                with torch._C.DisableTorchFunction():  # which the observer would see at a price
+                    self._record_outputs(name, module, output)
                 if "effective_update" in self.kinds and output is not None:  # None after an error
                     self._record_effective_update(name, module, args, kwargs)
+            if not self._stack:
+                self._end_pass()
 
         return hook
+
+    def _begin_pass(self) -> None:
+        """Decides whether the forward pass that begins is one of training, not an evaluation between two of them."""
+        self._recording = torch.is_grad_enabled() == self._with_gradients
+        if self._recording and self._training is None:
+            self._training = self.model.training
+        self._recording = self._recording and self.model.training == self._training
+        if self._recording:
+            self._ran = True
+            assert self._observer is not None
+            self._observer.__enter__()  # type: ignore[no-untyped-call]
+
+    def _end_pass(self) -> None:
+        if self._recording:
+            assert self._observer is not None
+            self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._latest.forget()
+
+    def _record_outputs(self, name: str, module: nn.Module, output: Any) -> None:
+        self._calls[name] = self._calls.get(name, 0) + 1
+        tensors = [*_tensors(output)]
+        trained = any(tensor.requires_grad for _, tensor in tensors)
+        for part, tensor in tensors:
+            # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
+            if tensor.requires_grad or not trained:
+                self._record(name, part, tensor)
+        if self._calls[name] == 1:
+            # each parameter has its place behind its module
+            for parameter in module._parameters:
+                self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))
 
     def _record(self, name: str, part: str, output: Tensor) -> None:
         if self.roles[name] == "readout":
             self._classes = output.shape[-1]
         if "activation" in self.kinds:
-            self._add(name, part, self.roles[name], "activation", output.numel(), sums(output))
+            size = self._latest.of(output, "activation", lambda: sums(output))
+            self._add(name, part, self.roles[name], "activation", output.numel(), size)
         if "gradient" in self.kinds and output.requires_grad:
             # a place in forward order, for gradients arrive in the reverse
             self._order.setdefault((name or ROOT) + part, len(self._order))
@@ -283,22 +355,27 @@ class Recorder:
         untrainable = name not in self._with_parameters and torch.is_grad_enabled() and not output.requires_grad
         if "delta" not in self.kinds or untrainable:
             return
+        some = thinned(output, POSITIONS)
         if self.current_step == 0:
             # a copy: the model may go on to change the tensor in place
-            self._first.setdefault((name, part), []).append(output.detach().clone())
+            copy = self._latest.of(output, "copy", lambda: some.detach().clone(memory_format=torch.contiguous_format))
+            self._first.setdefault((name, part), []).append(copy)
             return
         first = self._first.get((name, part), [])
         call = self._calls[name] - 1
-        if call < len(first) and first[call].shape == output.shape:
+        if call < len(first) and first[call].shape == some.shape:
             self._compared = True
-            self._add(name, part, self.roles[name], "delta", output.numel(), sums(output.detach() - first[call]))
+            before = first[call]
+            change = self._latest.of(output, id(before), lambda: sums(some, before))
+            self._add(name, part, self.roles[name], "delta", some.numel(), change)
         else:
-            before = [tuple(x.shape) for x in first]
-            self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {before}"
+            shapes = [tuple(x.shape) for x in first]
+            self._mismatched[name] = f"has shape {tuple(some.shape)} where step 0 had {shapes}"
 
     def _record_gradient(self, name: str, part: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            self._add(name, part, self.roles[name], "gradient", gradient.numel(), sums(gradient))
+            size = self._latest_gradient.of(gradient, "gradient", lambda: sums(gradient))
+            self._add(name, part, self.roles[name], "gradient", gradient.numel(), size)
 
         return hook
 
@@ -313,13 +390,11 @@ class Recorder:
         return hook
 
     def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        own = updated_parameters(module)
         if self.current_step == 0:
-            # by parameter, so that a tied weight is kept once
-            self._start.update({p: p.detach().clone() for p in own.values() if p not in self._start})
-        elif own and all(p in self._start for p in own.values()):
-            start = {parameter_name: self._start[p] for parameter_name, p in own.items()}
-            for part, tensor in _tensors(effective_update(module, args, kwargs, start)):
+            if name not in self._start and (parameters := updated_parameters(module)):
+                self._start[name] = StartingPoint(module, parameters)
+        elif name in self._start:
+            for part, tensor in _tensors(self._start[name].effective_update(module, args, kwargs)):
                 self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
@@ -329,7 +404,7 @@ class Recorder:
             logits = attention_logit_sums(query, key, scale)
             self._add(name, "[attention_logits]", "attention_logits", "activation", count, logits)
 
-    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, moved: Tensor) -> None:
+    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, moved: Sums) -> None:
         self._order.setdefault((name or ROOT) + part, len(self._order))
         self._entries.append(_Entry(self.current_step, name, part, role, kind, count, moved))
 

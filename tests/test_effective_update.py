@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from coordcheck.config import load
+from coordcheck.effective_update import some_features
 from coordcheck.families import make_cell
 from coordcheck.record import Recorder
 from coordcheck.slopes import fit
@@ -57,12 +58,12 @@ class Scaled(nn.Linear):
     ],
     ids=["linear", "scaled"],
 )
-def test_a_layers_own_update_times_its_input_at_every_fourth_position(make, factor):
+def test_a_layers_own_update_times_its_input_at_every_second_position_of_32(make, factor):
     torch.manual_seed(0)
-    records, inputs, change = trained(nn.Sequential(nn.Linear(5, 16), make()), torch.randn(3, 10, 5))
-    expected = factor * inputs["1"][:, ::4].double() @ change["1.weight"].T
+    records, inputs, change = trained(nn.Sequential(nn.Linear(5, 16), make()), torch.randn(16, 32, 5))
+    expected = factor * inputs["1"][:, 1::2].double() @ change["1.weight"].T
     seen = last(records, "1")
-    assert seen["count"] == expected.numel() == 3 * 3 * 7
+    assert seen["count"] == expected.numel() == 16 * 16 * 7
     assert seen["l1"] == pytest.approx(expected.abs().mean().item(), rel=1e-5)
     assert seen["rms"] == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
     assert set(records.step) == {1, 2}
@@ -82,7 +83,7 @@ def test_the_multiplier_of_mups_readouts_is_in_their_effective_update(shared):
     mup.set_base_shapes(model, build(4), delta=build(8), rescale_params=False)
     tokens = torch.randint(0, 7, (2, 12))
     records, inputs, change = trained(model, tokens)
-    readout = 3 / 4 * inputs["1"][:, ::4].double() @ change["1.weight"].T
+    readout = 3 / 4 * inputs["1"].double() @ change["1.weight"].T
     assert last(records, "1")["l1"] == pytest.approx(readout.abs().mean().item(), rel=1e-5)
     lookup = change["0.weight"][tokens]
     assert last(records, "0")["l1"] == pytest.approx(lookup.abs().mean().item(), rel=1e-5)
@@ -92,12 +93,45 @@ def test_the_multiplier_of_mups_readouts_is_in_their_effective_update(shared):
 def test_the_bias_and_hugging_faces_conv1d():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), Conv1D(8, 6))
-    records, inputs, change = trained(model, torch.randn(2, 4, 5))  # 8 rows: all are used
+    records, inputs, change = trained(model, torch.randn(2, 4, 5))
     expected = inputs["1"].double() @ change["1.weight"] + change["1.bias"]
     assert last(records, "1")["count"] == 2 * 4 * 8
     assert last(records, "1")["l1"] == pytest.approx(expected.abs().mean().item(), rel=1e-5)
     first = inputs["0"].double() @ change["0.weight"].T + change["0.bias"]
     assert last(records, "0")["l1"] == pytest.approx(first.abs().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "features"),
+    [(lambda: nn.Linear(16, 600), 128), (lambda: Scaled(16, 600), 600), (lambda: nn.Linear(16, 255), 255)],
+    ids=["some", "own_forward", "all"],
+)
+def test_of_many_output_features_some_are_used_and_only_where_a_forward_takes_any_number(make, features):
+    torch.manual_seed(0)
+    module = make()
+    records, inputs, change = trained(nn.Sequential(module), torch.randn(2, 5, 16))
+    chosen = some_features(600, CPU) if features == 128 else torch.arange(features)
+    scale = 1 / 8 if isinstance(module, Scaled) else 1.0
+    expected = scale * (inputs["0"].double() @ change["0.weight"][chosen].T + change["0.bias"][chosen])
+    assert last(records, "0")["count"] == 2 * 5 * features
+    assert last(records, "0")["l1"] == pytest.approx(expected.abs().mean().item(), rel=1e-5)
+
+
+def test_of_an_embeddings_many_features_some_are_used():
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 7, (2, 5))
+    records, _, change = trained(nn.Sequential(nn.Embedding(7, 512)), tokens)
+    expected = change["0.weight"][tokens][..., some_features(512, CPU)]
+    assert last(records, "0")["count"] == expected.numel() == 2 * 5 * 128
+    assert last(records, "0")["l1"] == pytest.approx(expected.abs().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [256, 512, 2048, 50257])
+def test_the_features_used_are_distinct_and_no_one_place_in_every_head(count):
+    chosen = some_features(count, CPU)
+    assert len(chosen.unique()) == 128
+    assert chosen.max() < count
+    assert (chosen % 32).bincount(minlength=32).max() <= 128 / 32 + 4
 
 
 def test_under_autocast_a_change_below_the_precision_of_bfloat16_is_exact():
@@ -110,7 +144,7 @@ def test_under_autocast_a_change_below_the_precision_of_bfloat16_is_exact():
         with torch.no_grad():
             model.weight += change
         model(x)
-    expected = (x[:, ::4] @ change.T).abs().mean().item()
+    expected = (x @ change.T).abs().mean().item()
     assert recorder.records()["l1"].item() == pytest.approx(expected, rel=1e-3)
 
 
@@ -144,7 +178,7 @@ def test_calls_are_pooled_and_only_layers_that_train_have_one():
     x = torch.randn(20, 4, requires_grad=True)
     records, _ = recorded_twice(x)
     assert set(records.module) == {"fc"}
-    assert (records["count"] == 2 * 5 * 4).all()
+    assert (records["count"] == 2 * 20 * 4).all()
     pd.testing.assert_frame_equal(recorded_twice(x, checkpointed=True)[0], records)
 
 

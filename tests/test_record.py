@@ -19,7 +19,7 @@ from coordcheck.attention import attention_logit_sums
 from coordcheck.config import KINDS, ROOT
 from coordcheck.record import Recorder
 from coordcheck.slopes import RECORD_COLUMNS
-from coordcheck.sums import sums
+from coordcheck.sums import CPU_CHUNK, _sums_on_device, sums, thinned
 from coordcheck.train import run
 
 CPU = torch.device("cpu")
@@ -40,12 +40,41 @@ def row(records, module, kind="activation", step=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_of_many_entries_agree_with_float64(dtype):
     x = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0)).to(dtype)
-    total, squares, largest, nonfinite = sums(x).double().tolist()
+    total, squares, largest, nonfinite = sums(x)
     exact = x.double()
     assert total == pytest.approx(exact.abs().sum().item(), rel=1e-5)
     assert math.sqrt(squares) == pytest.approx(exact.square().sum().sqrt().item(), rel=5e-5)
     assert largest == exact.abs().max().item()
     assert nonfinite == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 100_000), (2, 3, 400_001)])
+def test_sums_of_a_difference_agree_with_float64(dtype, shape):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    exact = x.double() - y.double()
+    expected = exact.abs().sum().item(), exact.square().sum().item(), exact.abs().max().item(), 0
+    assert sums(x, y) == pytest.approx(expected, rel=1e-5)
+    assert sums(x.mT if x.dim() > 1 else x)[0] == pytest.approx(x.double().abs().sum().item(), rel=1e-5)
+
+
+def test_sums_where_a_gpu_would_be_agree_with_those_on_the_cpu():
+    """Both count what overflowed, and keep the largest when a later piece is smaller."""
+    for x in (torch.randn(5, 300_000), torch.tensor([3.0, -math.inf, math.nan, 1.0]), torch.tensor([3e38, 3e38])):
+        on_cpu, on_device = sums(x), _sums_on_device(x, None).tolist()
+        assert on_cpu[3] == on_device[3]
+        assert on_cpu[2] == pytest.approx(on_device[2], nan_ok=True)
+        assert sums(x, 0.5 * x)[3] == on_device[3]
+    assert sums(torch.cat([torch.full((1,), 9.0), torch.zeros(2 * CPU_CHUNK * torch.get_num_threads())]))[2] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [((8, 64, 3), (8, 16, 3)), ((512, 3), (128, 3)), ((8, 15, 3), (8, 15, 3)), ((100, 3), (100, 3)), ((9,), (9,))],
+)
+def test_some_positions_of_long_sequences_and_all_of_short_ones(shape, kept):
+    assert thinned(torch.zeros(shape), 16).shape == kept
 
 
 def test_the_accuracy_asked_for_is_not_met_by_vector_norm():
@@ -65,7 +94,7 @@ def test_attention_logits_agree_with_the_matrix_written_out(heads):
     q = torch.randn(3, 4, 7, 5, generator=generator, dtype=torch.float64)
     k = torch.randn(3, heads, 9, 5, generator=generator, dtype=torch.float64)
     logits = 0.3 * q @ k.repeat_interleave(4 // heads, dim=1).mT
-    assert attention_logit_sums(q, k, 0.3)[1].item() == pytest.approx(logits.square().sum().item())
+    assert attention_logit_sums(q, k, 0.3)[1] == pytest.approx(logits.square().sum().item())
 
 
 def test_attention_of_any_model_is_seen_with_its_actual_scale():
