@@ -26,7 +26,7 @@ from coordcheck.config import CheckConfig, default_gate, load
 from coordcheck.families import GPTCell, make_cell
 from coordcheck.report import markdown_table
 from coordcheck.slopes import RECORD_COLUMNS, fit, seed_slopes
-from coordcheck.sweep import RunQueue, default_workers
+from coordcheck.sweep import RunQueue, share_cores
 from coordcheck.train import RunPlan
 from coordcheck.verdict import FAILURES, judge, overall
 
@@ -90,7 +90,7 @@ def records_of(config: CheckConfig, seeds: int) -> pd.DataFrame:
     device = torch.device("cpu")
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     queue = RunQueue(
-        make_cell(config), plan, config.widths, range(seeds), workers=default_workers(device), title="seeds"
+        make_cell(config), plan, config.widths, range(seeds), workers=share_cores(device, seeds)[0], title="seeds"
     )
     return queue.finish().records
 
@@ -245,7 +245,7 @@ def faulty_layers(n: int = 20) -> list[dict[str, str]]:
         config = load(["widths=[64,128,256,384,512]", "data.batch=4"])
         plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
         seeds = range(5000 + 5 * i, 5005 + 5 * i)
-        queue = RunQueue(FaultyLayer(config), plan, config.widths, seeds, workers=default_workers(device))
+        queue = RunQueue(FaultyLayer(config), plan, config.widths, seeds, workers=share_cores(device, len(seeds))[0])
         judged = judge(fit(queue.finish().records), default_gate(), config.readout.name)
         at_fault = judged[judged["verdict"].isin(FAILURES)].sort_values(["step", "order"])
         named = len(at_fault) > 0 and at_fault["module"].iloc[0] == "blocks.1.mlp.fc"

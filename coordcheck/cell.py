@@ -38,6 +38,10 @@ class Cell(ABC):
     def on_meta(self, width: int) -> nn.Module:
         """The structure of a model, without memory where its constructor allows that."""
 
+    def runnable_on_meta(self, width: int) -> nn.Module:
+        """A model on ``meta`` whose forward pass can run there."""
+        return self.on_meta(width)
+
     @abstractmethod
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """An initialized, parametrized model on `device`."""

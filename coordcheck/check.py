@@ -134,7 +134,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
 
     from coordcheck.cell import Cell, LargerWithWidth
     from coordcheck.families import make_cell
-    from coordcheck.sweep import default_workers
+    from coordcheck.sweep import share_cores
     from coordcheck.train import RunPlan, pick_device
 
     device = pick_device(config.device)
@@ -146,9 +146,9 @@ def check_config(config: CheckConfig) -> CoordCheck:
         twin, name = LargerWithWidth(cell, min(config.widths)), LARGER
     elif config.control:
         twin, name = cell.in_sp(), "the same model in standard parametrization"
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    threads, seeds = torch.get_num_threads(), seeds_of(config)
+    workers, threads_of_run = share_cores(device, len(seeds))
+    torch.set_num_threads(threads_of_run)
     try:
         return _check(
             cell,
@@ -157,9 +157,9 @@ def check_config(config: CheckConfig) -> CoordCheck:
             plan,
             config.gate,
             config.widths,
-            seeds_of(config),
+            seeds,
             store=lambda cell: _store(cell, config, str(device)),
-            workers=config.workers or default_workers(device),
+            workers=config.workers or workers,
             readout=cell.readout,
             audit=config.audit,
             config=dataclasses.asdict(config),
@@ -187,7 +187,7 @@ def _check(
 ) -> CoordCheck:
     """Audits a cell, runs it and its control, and judges both."""
     from coordcheck.auditing import audit_cell
-    from coordcheck.sweep import RunQueue
+    from coordcheck.sweep import RunQueue, announce
 
     audited, unaudited = None, ""
     if audit:
@@ -195,12 +195,12 @@ def _check(
             audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
         except Exception as error:  # whatever a constructor objects to, it must not cost the check
             unaudited = f"{type(error).__name__}: {error}"
-    done = RunQueue(cell, plan, widths, seeds, store(cell), workers, "check").finish()
-    control = Control()
+    queues = [RunQueue(cell, plan, widths, seeds, store(cell), workers, "check")]
     if twin is not None:
-        narrow, few = control_axes(widths, seeds)
-        ran = RunQueue(twin, plan, narrow, few, store(twin), workers, "control").finish()
-        control = judge_control(ran.records, gate, twin_name)
+        queues.append(RunQueue(twin, plan, *control_axes(widths, seeds), store(twin), workers, "control"))
+    announce(queues)
+    done, *ran = [queue.finish() for queue in queues]
+    control = judge_control(ran[0].records, gate, twin_name) if ran else Control()
     return CoordCheck.from_records(
         done.records,
         gate,

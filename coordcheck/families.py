@@ -139,6 +139,13 @@ class ConfiguredCell(Cell):
         with META:
             return self.structure(width)
 
+    def runnable_on_meta(self, width: int) -> nn.Module:
+        """The model without memory, with the base shapes that mup's readouts ask for."""
+        model = self.on_meta(width)
+        if self.in_mup:
+            mup.set_base_shapes(model, self._base_infshapes, rescale_params=False)
+        return model
+
     @abstractmethod
     def structure(self, width: int) -> nn.Module:
         """The model, uninitialized; called on ``meta``."""

@@ -68,10 +68,13 @@ class RunStore:
         text = json.dumps({**self.determinants, "width": width, "seed": seed}, sort_keys=True)
         return self.directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.parquet"
 
+    def __contains__(self, run: tuple[int, int]) -> bool:
+        return self.reuse and self._path(*run).exists()
+
     def get(self, width: int, seed: int) -> pd.DataFrame | None:
         """The stored records of a run, or None."""
         path = self._path(width, seed)
-        return pd.read_parquet(path) if self.reuse and path.exists() else None
+        return pd.read_parquet(path) if (width, seed) in self else None
 
     def put(self, width: int, seed: int, records: pd.DataFrame) -> None:
         """Stores the records of a finished run."""

@@ -1,26 +1,42 @@
 """The runs of a cell: widths times seeds, longest first, several at a time, finished ones kept.
 
-A run that fails for want of memory is reported and loses nothing else; one that diverges is data. On CPU every
-run of a configured cell uses one thread, and runs share the cores: the numbers are then the same bit for bit
-whatever the number of workers or the order of runs.
+A run that fails for want of memory is reported and loses nothing else; one that diverges is data. On CPU the runs of
+a configured cell share the cores, see :func:`share_cores`: the numbers are then the same bit for bit whatever the
+number of workers or the order of runs.
 """
 
 import gc
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Lock
+from typing import Any
 
 import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from coordcheck.cell import Cell
+from coordcheck.estimate import (
+    LONG,
+    Estimate,
+    available_memory,
+    dry_run,
+    makespan,
+    memory_of_run,
+    seconds_by_width,
+)
 from coordcheck.initial_loss import CLASSES
 from coordcheck.storage import RunStore
 from coordcheck.train import Cancelled, RunPlan, run
+
+ROOM = 0.8  # of a device's memory, for all runs that go on at a time
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,49 @@ class RunQueue:
     _building: Lock = field(default_factory=Lock, init=False)
     _stop: Event = field(default_factory=Event, init=False)
     _too_large: set[int] = field(default_factory=set, init=False)
+    _frames: dict[tuple[int, int], pd.DataFrame] = field(default_factory=dict, init=False)
+    _state: float = field(default=0.0, init=False)
+
+    def left(self) -> list[tuple[int, int]]:
+        """Width and seed of the runs that are neither stored nor done, longest first."""
+        every = ((w, s) for w in self.widths for s in self.seeds)
+        done = self._frames if self.store is None else {*self._frames, *filter(self.store.__contains__, every)}
+        return sorted({(w, s) for w in self.widths for s in self.seeds} - {*done}, key=lambda r: (-r[0], r[1]))
+
+    def measure(self) -> dict[int, float]:
+        """Finishes runs at the two narrowest widths that are left, alone, after one that does not count.
+
+        Returns:
+            Seconds of a run by width; nothing where few runs are left.
+        """
+        left = self.left()[::-1]
+        narrow = sorted({width for width, _ in left})[:2]
+        runs = [next(run for run in left if run[0] == width) for width in narrow]
+        warm_up = [run for run in left if run[0] == narrow[0] and run not in runs][:1]
+        if len(left) <= len(runs) + len(warm_up):
+            return {}
+        seconds: dict[int, float] = {}
+        for width, seed in [*warm_up, *runs]:
+            start = time.perf_counter()
+            records = self._one(width, seed)
+            seconds[width] = time.perf_counter() - start
+            if records is not None:
+                self._frames[width, seed] = records
+        return seconds
+
+    def estimate(self, measured: Mapping[int, float]) -> tuple[list[float], int]:
+        """What is left to do.
+
+        Args:
+            measured: Seconds of a run by width, see :meth:`measure`.
+
+        Returns:
+            Seconds of each run, and the bytes that the widest needs.
+        """
+        left, seed = self.left(), self.seeds[0]
+        dry = {width: dry_run(self.cell, width, seed) for width in {*measured, *(width for width, _ in left)}}
+        seconds = seconds_by_width(dry, measured, self.plan.steps, self.plan.device)
+        return [seconds[width] for width, _ in left], memory_of_run(dry[max(dry)], self._state)
 
     def finish(self) -> Sweep:
         """Runs what is not stored yet.
@@ -71,13 +130,14 @@ class RunQueue:
         Raises:
             KeyboardInterrupt: on Ctrl-C; finished runs are stored.
         """
-        runs = sorted(((w, s) for w in self.widths for s in self.seeds), key=lambda r: (-r[0], r[1]))
-        frames: dict[tuple[int, int], pd.DataFrame] = {}
+        every = sorted(((w, s) for w in self.widths for s in self.seeds), key=lambda r: (-r[0], r[1]))
+        runs, frames = [run for run in every if run not in self._frames], dict(self._frames)
         with _progress(self.title) as progress, ThreadPoolExecutor(self.workers) as pool:
             bar = progress.add_task(self.title, total=sum(_cost(width) for width, _ in runs), run="")
             futures: dict[Future[pd.DataFrame | None], tuple[int, int]] = {}
             for width, seed in runs:
-                futures[pool.submit(self._one, width, seed, progress, bar)] = (width, seed)
+                told = partial(progress.update, bar, run=f"width {width} seed {seed}")
+                futures[pool.submit(self._one, width, seed, told)] = (width, seed)
             try:
                 for future in as_completed(futures):
                     records = future.result()
@@ -90,7 +150,7 @@ class RunQueue:
                 raise
         return Sweep(self._collect(frames), self._skipped())
 
-    def _one(self, width: int, seed: int, progress: Progress, bar: object) -> pd.DataFrame | None:
+    def _one(self, width: int, seed: int, begins: Callable[[], object] = lambda: None) -> pd.DataFrame | None:
         """The records of one run, stored or new; None if it does not fit into memory."""
         if self._stop.is_set():
             raise CancelledError
@@ -99,7 +159,7 @@ class RunQueue:
             return stored
         if width in self._too_large:
             return None
-        progress.update(bar, run=f"width {width} seed {seed}")  # type: ignore[arg-type]
+        begins()
         try:
             records = self._train(width, seed)
         except Cancelled as error:
@@ -119,9 +179,10 @@ class RunQueue:
         with self._building:
             # a constructor may draw from torch's global generator, which all threads share
             model = self.cell.build(width, seed, device)
-        return run(
+        optimizer = self.cell.optimizer(model, width)
+        records = run(
             model,
-            self.cell.optimizer(model, width),
+            optimizer,
             self.cell.batch(seed, device),
             self.cell.loss,
             self.plan,
@@ -130,6 +191,8 @@ class RunQueue:
             roles=self.cell.roles,
             stop=self._stop,
         )
+        self._state = _bytes(optimizer.state.values()) / max(1, sum(p.nbytes for p in model.parameters()))
+        return records
 
     def _collect(self, frames: dict[tuple[int, int], pd.DataFrame]) -> pd.DataFrame:
         """One frame of the widths that ran with every seed, the same whatever the order in which runs ended."""
@@ -150,9 +213,49 @@ class RunQueue:
         return [f"width {width} skipped: out of memory" for width in sorted(self._too_large)]
 
 
-def default_workers(device: torch.device) -> int:
-    """Runs at a time: one per CPU core that this process may use, one on any other device."""
-    return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1
+def share_cores(device: torch.device, seeds: int) -> tuple[int, int]:
+    """How runs share a device.
+
+    The widest runs take most of the time, and there are as many of them as seeds: each gets its share of the CPU cores
+    that this process may use. With one core for each operations need not wait for one another.
+
+    Args:
+        device: Where they run.
+        seeds: Runs at each width.
+
+    Returns:
+        Runs at a time, one on any device but the CPU, and threads for each.
+    """
+    if device.type != "cpu":
+        return 1, torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // seeds)
+    return max(1, cores // threads), threads
+
+
+def announce(queues: Sequence[RunQueue]) -> None:
+    """Says how long queues of one model will take, if long, and how much memory; does the first runs to find out.
+
+    As many runs go on at a time as the memory has room for.
+    """
+    device = queues[0].plan.device
+    measured = queues[0].measure()
+    if not measured:
+        return
+    estimates = [queue.estimate(measured) for queue in queues]
+    needed, available = max(needed for _, needed in estimates), available_memory(device)
+    for queue in queues:
+        queue.workers = max(1, min(queue.workers, int(ROOM * available / needed))) if available else queue.workers
+    seconds = sum(makespan(runs, queue.workers) for (runs, _), queue in zip(estimates, queues, strict=True))
+    if seconds >= LONG:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        count = sum(len(runs) for runs, _ in estimates)
+        print(Estimate(seconds, count, queues[0].workers, needed, available, name), file=sys.stderr, flush=True)
+
+
+def _bytes(states: Iterable[Mapping[str, Any]]) -> int:
+    """Memory of an optimizer's state."""
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

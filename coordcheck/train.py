@@ -70,6 +70,7 @@ def run(
         Cancelled: if `stop` was set.
     """
     model.train()
+    optimizer.zero_grad(set_to_none=True)
     recorder = Recorder(model, width=width, seed=seed, kinds=plan.kinds, modules=plan.modules, roles=roles)
     autocast = torch.autocast(plan.device.type, torch.bfloat16) if plan.precision == Precision.bf16 else nullcontext()
     with recorder:
@@ -80,9 +81,9 @@ def run(
                 value = _scalar(loss(model, batch))
             recorder.record_loss(value)
             if step < plan.steps - 1:
-                optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+                optimizer.zero_grad(set_to_none=True)  # here, so that no gradient takes memory in the next forward pass
             recorder.step()
     return recorder.records()
 

@@ -429,8 +429,7 @@ def test_bf16_autocast_is_recorded_in_float32():
 def test_no_recorded_step_reads_a_value_off_the_device():
     """A meta tensor has no values, so anything that would wait for a GPU raises on it."""
     cell = tiny_cell()
-    model = cell.on_meta(64)
-    mup.set_base_shapes(model, cell._base_infshapes, rescale_params=False)
+    model = cell.runnable_on_meta(64)
     batch = tuple(x.to("meta") for x in cell.batch(0, CPU))
     with Recorder(model, width=64, kinds=KINDS) as recorder:
         for _ in range(3):

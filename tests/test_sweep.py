@@ -1,15 +1,19 @@
 """Runs: the same numbers whatever the workers, nothing lost to a fault, finished ones reused."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 from conftest import plan_of, tiny_cell
 
 from coordcheck import check as checks
+from coordcheck import sweep
 from coordcheck.cell import LargerWithWidth
 from coordcheck.storage import RunStore, code_hash, write_atomically
-from coordcheck.sweep import RunQueue, default_workers, is_out_of_memory
+from coordcheck.sweep import RunQueue, announce, is_out_of_memory, share_cores
 
+CPU = torch.device("cpu")
 WIDTHS, SEEDS = (64, 128, 256), (0, 1)
 
 
@@ -171,6 +175,59 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["verdict.json"]
 
 
-def test_one_worker_on_a_gpu():
-    assert default_workers(torch.device("cuda")) == 1
-    assert default_workers(torch.device("cpu")) >= 1
+@pytest.mark.parametrize(
+    ("cores", "seeds", "shared"),
+    [(2, 5, (2, 1)), (2, 1, (1, 2)), (4, 3, (4, 1)), (16, 5, (5, 3)), (1, 3, (1, 1)), (8, 3, (4, 2))],
+)
+def test_the_runs_of_a_width_share_the_cores(monkeypatch, cores, seeds, shared):
+    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert share_cores(CPU, seeds) == shared
+    assert share_cores(torch.device("cuda"), seeds)[0] == 1
+
+
+def test_the_first_runs_are_measured_and_count_as_runs(tmp_path):
+    store = RunStore(tmp_path, {})
+    one = queue(tiny_cell(), store=store)
+    assert len(one.left()) == 6
+    assert set(one.measure()) == {64, 128}
+    assert one.left() == [(256, 0), (256, 1), (128, 0)]
+    pd.testing.assert_frame_equal(one.finish().records, queue(tiny_cell()).finish().records, check_exact=True)
+    assert queue(tiny_cell(), store=store).measure() == {}  # nothing is left
+
+
+def test_a_long_sweep_says_before_it_starts_what_it_will_cost_and_a_short_one_nothing(capsys, monkeypatch):
+    announce([queue(tiny_cell()), queue(tiny_cell().in_sp(), seeds=(0,))])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sweep, "LONG", 0.0)
+    monkeypatch.setattr(sweep, "available_memory", lambda _: 3 * 2**30)
+    queues = [queue(tiny_cell(), workers=2), queue(tiny_cell().in_sp(), seeds=(0,), workers=2)]
+    announce(queues)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"about \d+ s for 6 runs on cpu, 2 at a time; the widest needs about 0\.0 of 3 GiB\n", said), (
+        said
+    )
+    assert [q.workers for q in queues] == [2, 2]
+
+
+def test_no_more_runs_go_on_at_a_time_than_memory_has_room_for(monkeypatch):
+    cell = tiny_cell()
+    widest = sum(p.nbytes for p in cell.on_meta(256).parameters())
+    monkeypatch.setattr(sweep, "available_memory", lambda _: 10 * widest)
+    crowded = queue(cell, workers=8)
+    announce([crowded])
+    # weights, Adam's two, gradients or activations: at least four times the weights, of which 8 have room
+    assert crowded.workers <= 2
+    assert sorted(crowded.finish().records.width.unique()) == [64, 128, 256]
+
+
+def test_a_user_model_whose_constructor_needs_memory_is_estimated_too(capsys, monkeypatch):
+    def build(width):
+        hidden = torch.nn.Linear(width, width)
+        hidden.bias.data.fill_(float(hidden.weight.detach().sum().item()) * 0)
+        return torch.nn.Sequential(torch.nn.Linear(8, width), hidden, torch.nn.Linear(width, 4))
+
+    monkeypatch.setattr(sweep, "LONG", 0.0)
+    batch = torch.randn(16, 8), torch.randint(0, 4, (16,))
+    checks.coord_check(build, batch, widths=(16, 32, 64), seeds=2, device="cpu")
+    assert "12 runs on cpu" not in (said := capsys.readouterr().err)
+    assert re.match(r"about \d+ s for 9 runs on cpu;", said), said
