@@ -14,7 +14,6 @@ from functools import reduce
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,8 @@ class _Row:
         self.count += count
         self.total += moved[0]
         self.squares += moved[1]
-        self.largest = float(np.maximum(self.largest, moved[2]))
+        if not (math.isnan(self.largest) or moved[2] <= self.largest):
+            self.largest = moved[2]
         self.nonfinite += moved[3]
 
     def statistics(self) -> tuple[float, float, float, int, int]:
