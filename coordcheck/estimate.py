@@ -15,6 +15,7 @@ from coordcheck.cell import META, Cell
 
 LONG = 20.0  # seconds from which on a sweep is worth a word before it starts
 GIB = 2**30
+INTERPRETED = 1.4  # runs side by side pay off up to their time by this many times that of the interpreter
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,20 @@ def available_memory(device: torch.device) -> int:
 def makespan(durations: Sequence[float], workers: int) -> float:
     """Seconds from the first to the last of runs that are started longest first."""
     return max(sum(durations) / workers, max(durations, default=0.0))
+
+
+def useful_workers(seconds: Sequence[float], narrowest: float) -> int:
+    """How many runs at a time can keep busy.
+
+    Threads take turns in Python's interpreter, and where operations are short they wait for it longer than they
+    compute: four runs at a time then take twice as long as one by one (benchmarks/README.md). The narrowest run is
+    mostly interpreter, and every run has as much of it.
+
+    Args:
+        seconds: Of each run, alone.
+        narrowest: Seconds of the narrowest run.
+    """
+    return max(1, round(sum(seconds) / (INTERPRETED * narrowest * max(1, len(seconds)))))
 
 
 def _matmul_flops_per_second(device: torch.device) -> float:

@@ -14,10 +14,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
@@ -132,24 +132,24 @@ def draw_panel(
 ) -> None:
     """Lines over widths, with the names and slopes of the worst."""
     lines = draw_lines(axes, curves, colours)
-    label_worst(axes, slopes, {module: float(np.asarray(line.get_ydata())[-1]) for module, line in lines.items()})
+    label_worst(axes, slopes, {module: float(line["middle"].iloc[-1]) for module, line in lines.items()})
 
 
-def draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, tuple[float, ...]]) -> dict[str, Line2D]:
-    """Lines over widths with their spread over seeds; those of modules that are zero or not finite are left out."""
+def draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, tuple[float, ...]]) -> dict[str, pd.DataFrame]:
+    """Lines over widths with their spread over seeds; those of modules that are zero or not finite are left out.
+
+    Returns:
+        For each module that has a line ``low``, ``middle`` and ``high`` by width.
+    """
     table = curves.assign(size=sizes(curves))
     table = table[np.isfinite(table["size"]) & (table["size"] > 0)]
+    table["log"] = np.log(table["size"])
+    by_width = table.groupby(["module", "width"], sort=False).agg(
+        low=("size", "min"), middle=("log", "mean"), high=("size", "max")
+    )
+    by_width["middle"] = np.exp(by_width["middle"])
+    lines = {str(module): line.droplevel(0).sort_index() for module, line in by_width.groupby("module", sort=False)}
     widths = sorted(curves["width"].unique())
-    lines: dict[str, Line2D] = {}
-    for module, group in table.groupby("module", sort=False):
-        by_width = group.groupby("width")["size"].agg(["min", "max", _geometric_mean])
-        low, high, middle = (by_width.iloc[:, i].to_numpy() for i in range(3))
-        at = by_width.index.to_numpy()
-        colour = colours[str(module)]
-        axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
-        (lines[str(module)],) = axes.plot(at, middle, color=colour, linewidth=1.1, marker="o", markersize=2.2)
-    if not lines:
-        axes.set(xlim=(widths[0], widths[-1]), ylim=(0.1, 10.0))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator([float(width) for width in widths]))
@@ -158,11 +158,24 @@ def draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, tuple[flo
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=SMALL)
     axes.grid(alpha=0.25, linewidth=0.5)
+    if lines:
+        _add_lines(axes, lines, colours)
+    else:
+        axes.set(xlim=(widths[0], widths[-1]), ylim=(0.1, 10.0))
     return lines
 
 
-def _geometric_mean(values: pd.Series) -> float:
-    return float(np.exp(np.log(values).mean()))
+def _add_lines(axes: Axes, lines: Mapping[str, pd.DataFrame], colours: Mapping[str, tuple[float, ...]]) -> None:
+    """All lines as one collection each of bands, lines and dots: an artist per line takes seconds in a large model."""
+    used = [colours[module] for module in lines]
+    curves = [(line.index.to_numpy(dtype=float), line.to_numpy()) for line in lines.values()]
+    bands = [np.c_[np.r_[at, at[::-1]], np.r_[size[:, 0], size[::-1, 2]]] for at, size in curves]
+    middles = [np.c_[at, size[:, 1]] for at, size in curves]
+    axes.add_collection(PolyCollection(bands, facecolors=used, alpha=0.12, linewidths=0))
+    axes.add_collection(LineCollection(middles, colors=used, linewidths=1.1, zorder=2))
+    dots = [colour for colour, middle in zip(used, middles, strict=True) for _ in middle]
+    at, size = np.concatenate(middles).T
+    axes.scatter(at, size, c=dots, s=10, linewidths=0, zorder=2)
 
 
 def label_worst(axes: Axes, slopes: pd.DataFrame, ends: Mapping[str, float]) -> None:
@@ -266,6 +279,7 @@ def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> A
             fontsize=SMALL - 1,
             fontweight="bold" if row["verdict"] in FAILURES else "normal",
             color="white" if dark else "black",
+            in_layout=False,
         )
     return image
 
@@ -325,10 +339,11 @@ def draw_summary_panel(axes: Axes, label: str, check: "CoordCheck") -> None:
     axes.set_title(title, fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold")
 
 
-def mark_fault(axes: Axes, fault: Finding, lines: Mapping[str, Line2D]) -> None:
+def mark_fault(axes: Axes, fault: Finding, lines: Mapping[str, pd.DataFrame]) -> None:
     """Names where a fault starts and of what class it is, and makes its line stand out."""
     if fault.module in lines:
-        lines[fault.module].set(color=VERDICT_COLOURS["fail"], linewidth=3.2, markersize=6, zorder=4)
+        colour = VERDICT_COLOURS["fail"]
+        axes.plot(lines[fault.module]["middle"], color=colour, linewidth=3.2, marker="o", markersize=6, zorder=4)
     slope = "" if np.isnan(fault.slope) else f" {fault.slope:+.2f}"
     where = fault.kind if fault.step is None else f"{fault.kind}, step {fault.step}"
     axes.text(

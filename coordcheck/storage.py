@@ -18,7 +18,7 @@ import pandas as pd
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file in the directory of `path`, then moves it to `path`.
+    """Lets `write` fill a hidden temporary file in the directory of `path`, then moves it to `path`.
 
     Args:
         path: Its directory is made if need be.
@@ -29,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:

@@ -31,6 +31,7 @@ from coordcheck.estimate import (
     makespan,
     memory_of_run,
     seconds_by_width,
+    useful_workers,
 )
 from coordcheck.initial_loss import CLASSES
 from coordcheck.storage import RunStore
@@ -240,7 +241,7 @@ def share_cores(device: torch.device, seeds: int) -> tuple[int, int]:
 def announce(queues: Sequence[RunQueue]) -> None:
     """Says how long queues of one model will take, if long, and how much memory; does the first runs to find out.
 
-    As many runs go on at a time as the memory has room for.
+    As many runs go on at a time as the memory has room for and as can keep busy.
     """
     device = queues[0].plan.device
     measured = queues[0].measure()
@@ -248,8 +249,9 @@ def announce(queues: Sequence[RunQueue]) -> None:
         return
     estimates = [queue.estimate(measured) for queue in queues]
     needed, available = max(needed for _, needed in estimates), available_memory(device)
-    for queue in queues:
-        queue.workers = max(1, min(queue.workers, int(ROOM * available / needed))) if available else queue.workers
+    for queue, (runs, _) in zip(queues, estimates, strict=True):
+        with_room = int(ROOM * available / needed) if available else queue.workers
+        queue.workers = max(1, min(queue.workers, with_room, useful_workers(runs, measured[min(measured)])))
     seconds = sum(makespan(runs, queue.workers) for (runs, _), queue in zip(estimates, queues, strict=True))
     if seconds >= LONG:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -7,7 +7,15 @@ from torch import nn
 from coordcheck import estimate
 from coordcheck.cell import OwnCell
 from coordcheck.config import load
-from coordcheck.estimate import Dryrun, Estimate, dry_run, makespan, memory_of_run, seconds_by_width
+from coordcheck.estimate import (
+    Dryrun,
+    Estimate,
+    dry_run,
+    makespan,
+    memory_of_run,
+    seconds_by_width,
+    useful_workers,
+)
 from coordcheck.families import make_cell
 
 CPU = torch.device("cpu")
@@ -80,3 +88,11 @@ def test_the_words():
     said = str(Estimate(840, 33, 1, int(3.2 * 2**30), 80 * 2**30, "NVIDIA H100"))
     assert said == "about 14 min for 33 runs on NVIDIA H100; the widest needs about 3.2 of 80 GiB"
     assert str(Estimate(25.2, 34, 4, 2**30, 24 * 2**30, "cpu")).startswith("about 25 s for 34 runs on cpu, 4 at a time")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers"), [([0.1] * 36, 1), ([0.1] * 12 + [0.2] * 12 + [0.6] * 12, 2), ([0.1, 0.3, 1.0, 4.0], 10)]
+)
+def test_runs_of_short_operations_do_not_go_on_many_at_a_time(seconds, workers):
+    assert useful_workers(seconds, 0.1) == workers
+    assert useful_workers([], 0.1) == 1

@@ -161,6 +161,12 @@ def test_the_code_is_part_of_the_key(monkeypatch, tmp_path):
     assert len(code_hash()) == 64
 
 
+def test_a_file_that_is_being_written_is_hidden(tmp_path):
+    names = []
+    write_atomically(tmp_path / "run.parquet", lambda temporary: names.append(temporary.name))
+    assert [(name[0], name[-8:]) for name in names] == [(".", ".parquet")]
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "verdict.json"
     write_atomically(path, lambda temporary: temporary.write_text("old"))
@@ -200,6 +206,7 @@ def test_a_long_sweep_says_before_it_starts_what_it_will_cost_and_a_short_one_no
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sweep, "LONG", 0.0)
     monkeypatch.setattr(sweep, "available_memory", lambda _: 3 * 2**30)
+    monkeypatch.setattr(sweep, "useful_workers", lambda seconds, narrowest: 8)
     queues = [queue(tiny_cell(), workers=2), queue(tiny_cell().in_sp(), seeds=(0,), workers=2)]
     announce(queues)
     said = capsys.readouterr().err
@@ -207,6 +214,19 @@ def test_a_long_sweep_says_before_it_starts_what_it_will_cost_and_a_short_one_no
         said
     )
     assert [q.workers for q in queues] == [2, 2]
+
+
+def test_runs_that_would_wait_for_the_interpreter_go_on_one_by_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep, "useful_workers", lambda seconds, narrowest: asked.append((seconds, narrowest)) or 1)
+    waiting = queue(tiny_cell(), workers=8)
+    monkeypatch.setattr(waiting, "measure", lambda: {64: 0.25, 128: 0.5})
+    announce([waiting])
+    assert waiting.workers == 1
+    ((seconds, narrowest),) = asked
+    assert narrowest == 0.25
+    assert len(seconds) == 6
+    assert min(seconds) == 0.25
 
 
 def test_no_more_runs_go_on_at_a_time_than_memory_has_room_for(monkeypatch):
