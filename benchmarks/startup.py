@@ -1,6 +1,6 @@
 """How long until something happens, and which imports take that long?
 
-    python benchmarks/startup.py    # 1 min
+    python benchmarks/startup.py    # 30 s
 
 Each time is that of a new process, medians and ranges of five; imports are timed one after the other in one process,
 so that each counts what those before it have not loaded yet.
