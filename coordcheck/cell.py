@@ -38,8 +38,8 @@ class Cell(ABC):
     def on_meta(self, width: int) -> nn.Module:
         """The structure of a model, without memory where its constructor allows that."""
 
-    def runnable_on_meta(self, width: int) -> nn.Module:
-        """A model on ``meta`` whose forward pass can run there."""
+    def runnable_on_meta(self, width: int) -> nn.Module | None:
+        """A model on ``meta`` whose forward pass can run there; None for one that must not, see :class:`OwnCell`."""
         return self.on_meta(width)
 
     @abstractmethod
@@ -97,6 +97,10 @@ class OwnCell(Cell):
     def on_meta(self, width: int) -> nn.Module:
         """The structure of the user's model."""
         return _structure(self._build, width)
+
+    def runnable_on_meta(self, width: int) -> nn.Module | None:
+        """None: a user's forward pass may keep what it made, and a table without memory would break the runs."""
+        return None
 
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The user's model, built with torch's global generator seeded."""
@@ -157,6 +161,10 @@ class LargerWithWidth(Cell):
     def on_meta(self, width: int) -> nn.Module:
         """The cell's."""
         return self.cell.on_meta(width)
+
+    def runnable_on_meta(self, width: int) -> nn.Module | None:
+        """The cell's."""
+        return self.cell.runnable_on_meta(width)
 
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The cell's model with larger weights."""

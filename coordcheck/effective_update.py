@@ -103,8 +103,8 @@ class StartingPoint:
 
 def some_features(count: int, device: torch.device) -> Tensor:
     """Which of `count` output features are used: one of each 128th part, at places that repeat with no head's size."""
-    place = torch.arange(FEATURES, device=device, dtype=torch.float64)
-    return ((place + place * GOLDEN % 1) * (count / FEATURES)).long()
+    place = torch.arange(FEATURES, dtype=torch.float64)  # on CPU: not every device has float64
+    return ((place + place * GOLDEN % 1) * (count / FEATURES)).long().to(device)
 
 
 def _some_positions(value: Any, dtype: torch.dtype) -> Any:

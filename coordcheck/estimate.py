@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from coordcheck.cell import META, Cell
 
 LONG = 20.0  # seconds from which on a sweep is worth a word before it starts
 GIB = 2**30
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 INTERPRETED = 1.4  # runs side by side pay off up to their time by this many times that of the interpreter
 
 
@@ -66,8 +68,8 @@ class Estimate:
 def dry_run(cell: Cell, width: int, seed: int) -> Dryrun:
     """A forward pass of a model without memory.
 
-    One that needs values is counted up to there. Where that is before its first product, operations are taken to be in
-    proportion to the parameters.
+    One that needs values is counted up to there. Where that is before its first product, and for a user's model, which
+    is not run, operations are taken to be in proportion to the parameters.
     """
     kept: dict[int, int] = {}
 
@@ -76,11 +78,13 @@ def dry_run(cell: Cell, width: int, seed: int) -> Dryrun:
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    model = cell.runnable_on_meta(width)
+    runnable = cell.runnable_on_meta(width)
+    model = cell.on_meta(width) if runnable is None else runnable
     parameters = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
     counter = FlopCounterMode(display=False)
     with suppress(Exception), counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        cell.loss(model, cell.batch(seed, META))
+        if runnable is not None:
+            cell.loss(runnable, cell.batch(seed, META))
     weights = sum(parameters.values())
     activations = sum(size for storage, size in kept.items() if storage not in parameters)
     return Dryrun(counter.get_total_flops() or weights, weights, activations)
@@ -124,7 +128,12 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    return math.prod(os.sysconf(name) for name in names) if all(name in os.sysconf_names for name in names) else 0
+    if not all(name in getattr(os, "sysconf_names", {}) for name in names):
+        return 0
+    machine = math.prod(os.sysconf(name) for name in names)
+    with suppress(OSError, ValueError):  # of a container, "max" where it has no limit
+        return min(machine, int(CONTAINER.read_text()))
+    return machine
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:

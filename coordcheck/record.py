@@ -153,7 +153,7 @@ class Recorder:
         self._entries: list[_Entry] = []
         self._parameter_gradients: dict[tuple[int, str], _Entry] = {}
         self._order: dict[str, int] = {}
-        self._first: dict[tuple[str, str], list[Tensor]] = {}
+        self._first: dict[tuple[str, str], list[tuple[torch.Size, Tensor]]] = {}
         self._start: dict[str, StartingPoint] = {}
         self._compared = False
         self._mismatched: dict[str, str] = {}
@@ -198,6 +198,11 @@ class Recorder:
         self._start.clear()
         self._latest.forget()
         self._latest_gradient.forget()
+        if self._stack and self._recording:
+            # an interrupt within a forward pass: torch calls hooks after exceptions, but not after that
+            assert self._observer is not None
+            self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._stack.clear()
         self._observer = None
         assert self._eager is not None
         self._eager.__exit__(None, None, None)
@@ -361,18 +366,18 @@ class Recorder:
         if self.current_step == 0:
             # a copy: the model may go on to change the tensor in place
             copy = self._latest.of(output, "copy", lambda: some.detach().clone(memory_format=torch.contiguous_format))
-            self._first.setdefault((name, part), []).append(copy)
+            self._first.setdefault((name, part), []).append((output.shape, copy))
             return
         first = self._first.get((name, part), [])
         call = self._calls[name] - 1
-        if call < len(first) and first[call].shape == some.shape:
+        if call < len(first) and first[call][0] == output.shape:
             self._compared = True
-            before = first[call]
+            before = first[call][1]
             change = self._latest.of(output, id(before), lambda: sums(some, before))
             self._add(name, part, self.roles[name], "delta", some.numel(), change)
         else:
-            shapes = [tuple(x.shape) for x in first]
-            self._mismatched[name] = f"has shape {tuple(some.shape)} where step 0 had {shapes}"
+            shapes = [tuple(shape) for shape, _ in first]
+            self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {shapes}"
 
     def _record_gradient(self, name: str, part: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:

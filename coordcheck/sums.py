@@ -97,15 +97,16 @@ def thinned(x: Tensor, positions: int) -> Tensor:
 
     Args:
         x: (..., L, D) or (D,).
-        positions: How many of L are kept at least. All are, where that would leave fewer than 8 * `positions` rows of
-            length D.
+        positions: How many of L are kept at least. All are, where that would leave fewer than 8 * `positions` of all
+            sequences; heads or channels between the first dimension and L, which may grow with width, do not count.
 
     Returns:
         A view, (..., L / k, D).
     """
     if x.dim() < 2:
         return x
-    every = min(x.shape[-2] // positions, x.shape[:-1].numel() // (8 * positions))
+    rows = x.shape[-2] * (x.shape[0] if x.dim() > 2 else 1)
+    every = min(x.shape[-2] // positions, rows // (8 * positions))
     return x[..., every // 2 :: every, :] if every > 1 else x
 
 

@@ -245,3 +245,26 @@ def test_a_container_that_changes_its_childs_output_in_place_has_numbers_of_its_
     l1 = recorder.records().set_index("module")["l1"]
     assert l1["(model)"] == pytest.approx(out.abs().mean().item())
     assert l1["fc"] == pytest.approx((out - 10.0).abs().mean().item(), rel=1e-4)
+
+
+def test_lengths_that_are_thinned_to_the_same_are_not_compared():
+    """(8, 256, 8) and (8, 257, 8) both leave 16 or 17 positions."""
+    model = nn.Linear(8, 8)
+    with (
+        pytest.raises(ValueError, match=r"has shape \(8, 257, 8\) where step 0 had \[\(8, 256, 8\)\]"),
+        Recorder(model, width=8, kinds=["delta"]) as recorder,
+    ):
+        for length in (256, 257):
+            model(torch.ones(8, length, 8))
+            recorder.step()
+
+
+def test_an_interrupt_within_a_forward_pass_leaves_nothing_behind():
+    class Interrupted(nn.Module):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    before = torch.overrides._get_current_function_mode_stack()
+    with pytest.raises(KeyboardInterrupt), Recorder(nn.Sequential(Interrupted()), width=8) as recorder:
+        recorder.model(torch.ones(2))
+    assert torch.overrides._get_current_function_mode_stack() == before

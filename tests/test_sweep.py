@@ -233,6 +233,7 @@ def test_no_more_runs_go_on_at_a_time_than_memory_has_room_for(monkeypatch):
     cell = tiny_cell()
     widest = sum(p.nbytes for p in cell.on_meta(256).parameters())
     monkeypatch.setattr(sweep, "available_memory", lambda _: 10 * widest)
+    monkeypatch.setattr(sweep, "useful_workers", lambda seconds, narrowest: 8)
     crowded = queue(cell, workers=8)
     announce([crowded])
     # weights, Adam's two, gradients or activations: at least four times the weights, of which 8 have room
