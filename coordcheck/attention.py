@@ -1,7 +1,6 @@
 """Attention logits q·k of any model that leaves attention to torch's functions, seen where they are called."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,37 +9,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from coordcheck.sums import Sums, at_least_float32, without_autocast
+from coordcheck.sums import at_least_float32, thinned, without_autocast
 
 
-def attention_logit_sums(query: Tensor, key: Tensor, scale: float) -> Sums:
-    """The sum of squares of ``scale * query @ key^T`` without the matrix: |QK^T|_F^2 = tr(Q^T Q K^T K).
+@torch.no_grad()
+def attention_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """``scale * query @ key^T`` for some queries, evenly spaced, and all keys.
 
-    The sum runs over all pairs of positions: the causal mask, which would remove half of them, is ignored.
-    The sum of absolute values and the maximum have no such form and are NaN.
+    The causal mask, which would hide half of them, is ignored.
 
     Args:
-        query: (..., H, L, K).
+        query: (..., H, L, K); see :func:`coordcheck.sums.thinned` for those that are used.
         key: (..., H or a divisor of H, S, K).
         scale: What query·key is multiplied by.
 
     Returns:
-        As :func:`coordcheck.sums.sums`.
+        (..., H, L / k, S), at least float32; where fewer heads have keys, (..., heads of keys, H L / k, S) of them.
     """
-    query, key = query.detach(), key.detach()
     with without_autocast(query.device):
         # a transposed view, as heads mostly are, would be multiplied two to four times slower
-        query, key = at_least_float32(query).contiguous(), at_least_float32(key).contiguous()
-        gram_q = query.mT @ query
-        gram_k = key.mT @ key
-        if gram_q.dim() > 2 and gram_q.shape[-3] != gram_k.shape[-3]:
-            gram_k = gram_k.repeat_interleave(gram_q.shape[-3] // gram_k.shape[-3], dim=-3)
-        squares = scale**2 * (gram_q * gram_k).sum()
-    if squares.device.type == "cpu":
-        total = squares.item()
-        return math.nan, total, math.nan, not math.isfinite(total)
-    unknown = torch.full_like(squares, math.nan)
-    return torch.stack([unknown, squares, unknown, (~squares.isfinite()).to(squares.dtype)])
+        query = at_least_float32(thinned(query)) * scale
+        query, key = query.contiguous(), at_least_float32(key).contiguous()
+        if query.dim() > 2 and query.shape[-3] != key.shape[-3]:
+            query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
+        return query @ key.mT
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ second model's memory nor another forward pass has to be paid.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import mup
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 from coordcheck.sums import at_least_float32, thinned, without_autocast
 
-POSITIONS = 16  # of each sequence at least
-FEATURES = 128  # of the output
-GOLDEN = 0.6180339887
+FEATURES = 64  # of the output
+STEPS = 2**16  # within each part of them
+GOLDEN = 40503  # of these, about 0.618
 # The dimension of the weight that holds output features, of forwards that take any number of them.
 FEATURE_DIMENSION: dict[Callable[..., Any], int] = {
     nn.Linear.forward: 0,
@@ -48,7 +49,7 @@ class StartingPoint:
 
     Args:
         module: A layer that is affine in its parameters.
-        parameters: Those of :func:`updated_parameters`. A copy is kept of what makes 128 of the output's features, or
+        parameters: Those of :func:`updated_parameters`. A copy is kept of what makes 64 of the output's features, or
             all of them where a subclass has a forward of its own.
     """
 
@@ -101,13 +102,18 @@ class StartingPoint:
         return parameter.detach().index_select((self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
 
 
+@lru_cache
 def some_features(count: int, device: torch.device) -> Tensor:
-    """Which of `count` output features are used: one of each 128th part, at places that repeat with no head's size."""
-    place = torch.arange(FEATURES, dtype=torch.float64)  # on CPU: not every device has float64
-    return ((place + place * GOLDEN % 1) * (count / FEATURES)).long().to(device)
+    """Which of `count` output features are used: one of each 64th part, at places that repeat with no head's size.
+
+    In integers, and on the device: not every one has float64, and a copy from the CPU would wait for a GPU.
+    """
+    with torch.inference_mode(False):
+        place = torch.arange(FEATURES, device=device)
+        return (place * STEPS + place * GOLDEN % STEPS) * count // (FEATURES * STEPS)
 
 
 def _some_positions(value: Any, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    return thinned(value, POSITIONS).contiguous().to(dtype)
+    return thinned(value).contiguous().to(dtype)

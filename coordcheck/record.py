@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
-from functools import reduce
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -19,16 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from coordcheck.attention import AttentionObserver, attention_logit_sums
+from coordcheck.attention import AttentionObserver, attention_logits
 from coordcheck.config import KINDS, ROOT
 from coordcheck.eager import eager
 from coordcheck.effective_update import StartingPoint, updated_parameters
 from coordcheck.initial_loss import CLASSES, LOSS
 from coordcheck.parametrization import attached_roles
 from coordcheck.slopes import RECORD_COLUMNS
-from coordcheck.sums import Sums, sums, thinned
-
-POSITIONS = 16  # of each sequence, whose outputs at step 0 are kept for deltas
+from coordcheck.sums import Norms, Sums, moved, sums, thinned
 
 
 class _Entry(NamedTuple):
@@ -40,7 +37,7 @@ class _Entry(NamedTuple):
     role: str | None
     kind: str
     entries: int
-    sums: Sums
+    sums: Sums | Norms
 
     @property
     def label(self) -> str:
@@ -55,13 +52,13 @@ class _Row:
         self.count = 0
         self.total = self.squares = self.largest = self.nonfinite = 0.0
 
-    def add(self, count: int, moved: Sequence[float]) -> None:
+    def add(self, count: int, of_call: Sums) -> None:
         self.count += count
-        self.total += moved[0]
-        self.squares += moved[1]
-        if not (math.isnan(self.largest) or moved[2] <= self.largest):
-            self.largest = moved[2]
-        self.nonfinite += moved[3]
+        self.total += of_call.total
+        self.squares += of_call.squares
+        if not (math.isnan(self.largest) or of_call.largest <= self.largest):
+            self.largest = of_call.largest
+        self.nonfinite += of_call.nonfinite
 
     def statistics(self) -> tuple[float, float, float, int, int]:
         """Returns l1, rms, max, nonfinite, count."""
@@ -270,10 +267,10 @@ class Recorder:
         rows: dict[tuple[int, str, str], _Row] = {}
         order = dict(self._order)
         entries = [*self._entries, *self._parameter_gradients.values()]
-        for entry, moved in zip(entries, self._moved_sums(entries), strict=True):
+        for entry, of_call in zip(entries, moved([entry.sums for entry in entries]), strict=True):
             order.setdefault(entry.label, len(order))
             if entry.kind != "delta" or entry.module not in self._varying | self._mismatched.keys():
-                rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.entries, moved)
+                rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.entries, of_call)
         records = [
             (self.width, self.seed, step, module, order[module], row.role, kind, *row.statistics())
             for (step, module, kind), row in rows.items()
@@ -286,13 +283,6 @@ class Recorder:
             frame.attrs[CLASSES] = self._classes
         return frame
 
-    def _moved_sums(self, entries: Sequence[_Entry]) -> list[Sequence[float]]:
-        waiting = [entry.sums for entry in entries if isinstance(entry.sums, Tensor)]
-        if waiting:
-            dtype = reduce(torch.promote_types, (tensor.dtype for tensor in waiting))
-            moved = iter(torch.stack([tensor.to(waiting[0].device, dtype) for tensor in waiting]).cpu().tolist())
-        return [next(moved) if isinstance(entry.sums, Tensor) else entry.sums for entry in entries]
-
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, inputs: Any) -> None:
             if _in_backward():
@@ -304,14 +294,16 @@ class Recorder:
         return hook
 
     def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        recorded, updates = name in self.roles, "effective_update" in self.kinds
+
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if _in_backward():
                 return
             self._stack.pop()
-            if self._recording and name in self.roles:
+            if self._recording and recorded:
                 with torch._C.DisableTorchFunction():  # which the observer would see at a price
                     self._record_outputs(name, module, output)
-                if "effective_update" in self.kinds and output is not None:  # None after an error
+                if updates and output is not None:  # None after an error
                     self._record_effective_update(name, module, args, kwargs)
             if not self._stack:
                 self._end_pass()
@@ -343,7 +335,7 @@ class Recorder:
             # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
             if tensor.requires_grad or not trained:
                 self._record(name, part, tensor)
-        if self._calls[name] == 1:
+        if self._calls[name] == 1 and self._calls_at_first is None:
             # each parameter has its place behind its module
             for parameter in module._parameters:
                 self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))
@@ -362,7 +354,7 @@ class Recorder:
         untrainable = name not in self._with_parameters and torch.is_grad_enabled() and not output.requires_grad
         if "delta" not in self.kinds or untrainable:
             return
-        some = thinned(output, POSITIONS)
+        some = thinned(output)
         if self.current_step == 0:
             # a copy: the model may go on to change the tensor in place
             copy = self._latest.of(output, "copy", lambda: some.detach().clone(memory_format=torch.contiguous_format))
@@ -407,13 +399,12 @@ class Recorder:
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
         name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
-            count = query.numel() // query.shape[-1] * key.shape[-2]
-            logits = attention_logit_sums(query, key, scale)
-            self._add(name, "[attention_logits]", "attention_logits", "activation", count, logits)
+            logits = attention_logits(query, key, scale)
+            self._add(name, "[attention_logits]", "attention_logits", "activation", logits.numel(), sums(logits))
 
-    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, moved: Sums) -> None:
+    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, of_call: Sums | Norms) -> None:
         self._order.setdefault((name or ROOT) + part, len(self._order))
-        self._entries.append(_Entry(self.current_step, name, part, role, kind, count, moved))
+        self._entries.append(_Entry(self.current_step, name, part, role, kind, count, of_call))
 
 
 def _in_backward() -> bool:

@@ -1,104 +1,110 @@
 """The sums that a statistic is made of, exact enough for slopes.
 
 A statistic is built from sums (of absolute values, of squares, of non-finite entries) and a maximum, in float32 or
-better, so that several calls of a module within one step add up exactly. Nothing here waits for a GPU.
+better, so that several calls of a module within one step add up exactly. Only :func:`moved` waits for a GPU.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from threading import local
+from functools import reduce
+from typing import NamedTuple
 
 import torch
+from scipy.linalg import blas
 from torch import Tensor
 
-INT32_MAX = 2**31 - 1  # entries that torch.dot takes on a GPU
-# Entries for each thread that a CPU takes at a time: they and a copy fit into its second-level cache, so a tensor is
-# read from memory once. torch.dot loses 1e-5 and more on vectors much longer than this.
-CPU_CHUNK = 2**17
-BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-Sums = Tensor | tuple[float, float, float, float]
+# Entries that one call of BLAS sums: few enough that float32 loses nothing that matters, even of equal entries, which
+# are all rounded to the same side, and that no implementation wakes threads of its own.
+PIECE = 2**13
+POSITIONS = 16  # of each sequence at least, where some stand for all
+BLAS = {"f": (blas.sasum, blas.sdot, blas.isamax), "d": (blas.dasum, blas.ddot, blas.idamax)}
 
 
-class _Kept(local):
-    def __init__(self) -> None:
-        self.buffers: dict[torch.dtype, Tensor] = {}
+class Sums(NamedTuple):
+    """Of one tensor: the sum of abs x, the sum of x^2, the maximum of abs x, and how many entries are not finite."""
+
+    total: float
+    squares: float
+    largest: float
+    nonfinite: float
 
 
-_kept = _Kept()
+class Norms(NamedTuple):
+    """The same on a device, each without dimensions and at least float32; of the squares it is the root of the sum."""
+
+    total: Tensor
+    length: Tensor
+    largest: Tensor
+    nonfinite: Tensor
 
 
-def sums(x: Tensor, minus: Tensor | None = None) -> Sums:
+def sums(x: Tensor, minus: Tensor | None = None) -> Sums | Norms:
     """The sums that l1, rms and max of a tensor, or of the difference of two, are made of.
-
-    ``torch.linalg.vector_norm`` is not used: its float32 sum on CPU is off by 5e-3 at 16.8M elements, more
-    the larger the tensor, which tilts slopes.
 
     Args:
         x: Floating-point, any shape.
         minus: What is subtracted, of the shape of `x`.
 
     Returns:
-        Sum of abs, sum of squares, max of abs, non-finite entries: of a CPU tensor as numbers, else as a tensor on
-        its device, at least float32.
+        Sums of a CPU tensor, norms of any other.
     """
     x = x.detach()
-    return _sums_on_cpu(x, minus) if x.device.type == "cpu" else _sums_on_device(x, minus)
+    return _sums_on_cpu(x, minus) if x.device.type == "cpu" else _norms_on_device(x, minus)
+
+
+def moved(measured: Sequence[Sums | Norms]) -> list[Sums]:
+    """All of them as numbers, with one transfer from the device."""
+    waiting = [norm for norms in measured if isinstance(norms, Norms) for norm in norms]
+    if waiting:
+        dtype = reduce(torch.promote_types, (norm.dtype for norm in waiting))
+        there = iter(torch.stack([norm.to(waiting[0].device, dtype) for norm in waiting]).cpu().view(-1, 4).tolist())
+    return [_of_norms(*next(there)) if isinstance(norms, Norms) else norms for norms in measured]
+
+
+def _of_norms(total: float, length: float, largest: float, nonfinite: float) -> Sums:
+    return Sums(total, length * length, largest, nonfinite)
 
 
 def _sums_on_cpu(x: Tensor, minus: Tensor | None) -> Sums:
-    """In pieces that stay in the cache; reading a value of a CPU tensor is free."""
-    total = squares = largest = 0.0
-    others = None if minus is None else _pieces(minus)
-    for piece in map(at_least_float32, _pieces(x)):
-        size = scratch = _scratch(piece)
-        if others is not None:
-            piece = torch.sub(piece, at_least_float32(next(others)), out=scratch)
-        torch.abs(piece, out=size)
-        total += size.sum().item()
-        squares += torch.dot(size, size).item()
-        # the bits of numbers that are not negative have their order, and integers are compared faster
-        highest = size.view(BITS[size.dtype]).amax().view(size.dtype).item()
-        largest = highest if math.isnan(highest) else max(largest, highest)
-    nonfinite = 0 if math.isfinite(total) else _nonfinite(x if minus is None else x - minus).item()
-    return total, squares, largest, nonfinite
+    """One core's BLAS reads a tensor faster than torch's operators, and does not hand over the interpreter meanwhile.
+
+    ``torch.linalg.vector_norm`` is not used here: its float32 sum on CPU is off by 5e-3 at 16.8M elements, more the
+    larger the tensor, which tilts slopes.
+    """
+    x = at_least_float32(x)
+    if minus is not None:
+        x = x - at_least_float32(minus)
+    numbers = x.reshape(-1).numpy()
+    asum, dot, iamax = BLAS[numbers.dtype.char]
+    total = squares = 0.0
+    for start in range(0, len(numbers), PIECE):
+        length = min(PIECE, len(numbers) - start)
+        total += asum(numbers, length, start)
+        squares += dot(numbers, numbers, length, start, 1, start)
+    if math.isfinite(total):
+        return Sums(total, squares, abs(float(numbers[iamax(numbers)])), 0)
+    # BLAS's maximum overlooks NaN
+    return Sums(total, squares, x.abs().amax().item(), int((~x.isfinite()).sum()))
 
 
-def _pieces(x: Tensor) -> Iterator[Tensor]:
-    flat, length = x.reshape(-1), CPU_CHUNK * torch.get_num_threads()
-    return iter((flat,) if flat.numel() <= length else torch.split(flat, length))
+def _norms_on_device(x: Tensor, minus: Tensor | None) -> Norms:
+    """Five kernels, which read narrow types as float32; on a GPU each sums in a tree and is exact."""
+    x = x if minus is None else at_least_float32(x) - at_least_float32(minus)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    total, length, largest = (torch.linalg.vector_norm(x, order, dtype=dtype) for order in (1, 2, math.inf))
+    # what is not finite gives NaN, which is not zero
+    return Norms(total, length, largest, torch.linalg.vector_norm(x - x, 0, dtype=dtype))
 
 
-def _scratch(like: Tensor) -> Tensor:
-    """Memory of this thread that is used again: the system hands out new one slowly."""
-    kept, length = _kept.buffers.get(like.dtype), like.numel()
-    if kept is None or kept.numel() < length:
-        with torch.inference_mode(False):
-            kept = _kept.buffers[like.dtype] = torch.empty_like(like)
-    return kept if kept.numel() == length else kept[:length]
-
-
-def _sums_on_device(x: Tensor, minus: Tensor | None) -> Tensor:
-    x = at_least_float32(x) if minus is None else at_least_float32(x) - at_least_float32(minus)
-    size = x.abs()
-    chunks = torch.split(x.reshape(-1), INT32_MAX)
-    squares = torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
-    return torch.stack([size.sum(), squares, size.amax(), _nonfinite(x).to(x.dtype)])
-
-
-def _nonfinite(x: Tensor) -> Tensor:
-    return x.numel() - torch.isfinite(x).sum()
-
-
-def thinned(x: Tensor, positions: int) -> Tensor:
+def thinned(x: Tensor) -> Tensor:
     """Some positions of a sequence, evenly spaced, for a mean that does not need all of them.
 
     Which ones depends on shapes that do not grow with width, so that they are the same at every width.
 
     Args:
-        x: (..., L, D) or (D,).
-        positions: How many of L are kept at least. All are, where that would leave fewer than 8 * `positions` of all
-            sequences; heads or channels between the first dimension and L, which may grow with width, do not count.
+        x: (..., L, D) or (D,). Of L at least 16 are kept; all, where that would leave fewer than 128 of all sequences.
+            Heads or channels between the first dimension and L, which may grow with width, do not count.
 
     Returns:
         A view, (..., L / k, D).
@@ -106,7 +112,7 @@ def thinned(x: Tensor, positions: int) -> Tensor:
     if x.dim() < 2:
         return x
     rows = x.shape[-2] * (x.shape[0] if x.dim() > 2 else 1)
-    every = min(x.shape[-2] // positions, rows // (8 * positions))
+    every = min(x.shape[-2] // POSITIONS, rows // (8 * POSITIONS))
     return x[..., every // 2 :: every, :] if every > 1 else x
 
 

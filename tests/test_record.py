@@ -14,12 +14,14 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from conftest import plan_of, tiny_cell
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from coordcheck.attention import attention_logit_sums
+from coordcheck import record
+from coordcheck.attention import attention_logits
 from coordcheck.config import KINDS, ROOT
 from coordcheck.record import Recorder
 from coordcheck.slopes import RECORD_COLUMNS
-from coordcheck.sums import CPU_CHUNK, _sums_on_device, sums, thinned
+from coordcheck.sums import PIECE, _norms_on_device, moved, sums, thinned
 from coordcheck.train import run
 
 CPU = torch.device("cpu")
@@ -59,14 +61,45 @@ def test_sums_of_a_difference_agree_with_float64(dtype, shape):
     assert sums(x.mT if x.dim() > 1 else x)[0] == pytest.approx(x.double().abs().sum().item(), rel=1e-5)
 
 
-def test_sums_where_a_gpu_would_be_agree_with_those_on_the_cpu():
-    """Both count what overflowed, and keep the largest when a later piece is smaller."""
-    for x in (torch.randn(5, 300_000), torch.tensor([3.0, -math.inf, math.nan, 1.0]), torch.tensor([3e38, 3e38])):
-        on_cpu, on_device = sums(x), _sums_on_device(x, None).tolist()
-        assert on_cpu[3] == on_device[3]
-        assert on_cpu[2] == pytest.approx(on_device[2], nan_ok=True)
-        assert sums(x, 0.5 * x)[3] == on_device[3]
-    assert sums(torch.cat([torch.full((1,), 9.0), torch.zeros(2 * CPU_CHUNK * torch.get_num_threads())]))[2] == 9.0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_of_many_equal_entries_agree_with_float64(dtype):
+    """Every one of which is rounded to the same side."""
+    x = torch.full((2**22,), 0.1).to(dtype)
+    total, squares, largest, _ = sums(x)
+    assert total == pytest.approx(x.double().sum().item(), rel=1e-5)
+    assert math.sqrt(squares) == pytest.approx(x.double().square().sum().sqrt().item(), rel=5e-5)
+    assert largest == x[0].item()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.linspace(-3, 2, 30_001).view(1, -1),
+        torch.tensor([3.0, -math.inf, math.nan, 1.0]),
+        torch.tensor([3.0, -math.inf]),
+        torch.tensor([3e38, 3e38]),
+        torch.tensor([1.0, math.nan], dtype=torch.bfloat16),
+        torch.tensor(-2.0, dtype=torch.float64),
+    ],
+    ids=["finite", "both", "infinite", "overflow", "bfloat16", "scalar"],
+)
+def test_what_a_gpu_would_measure_agrees_with_the_cpu(x):
+    """Both count what is not finite, also where only the sum is not."""
+    for minus in (None, 0.5 * x):
+        (on_device,) = moved([_norms_on_device(x, minus)])
+        on_cpu = sums(x, minus)
+        assert on_cpu.nonfinite == on_device.nonfinite == (~x.isfinite()).sum()
+        assert on_cpu == pytest.approx(on_device, rel=1e-5, nan_ok=True)
+
+
+def test_numbers_and_norms_are_moved_in_their_order():
+    x, y = torch.tensor([1.0, -2.0]), torch.tensor([3.0], dtype=torch.float64)
+    assert moved([sums(x), _norms_on_device(y, None), sums(y)]) == [(3, 5, 2, 0), (3, 9, 3, 0), (3, 9, 3, 0)]
+    assert moved([]) == []
+
+
+def test_the_largest_entry_of_an_early_piece_is_kept():
+    assert sums(torch.cat([torch.full((1,), -9.0), torch.zeros(2 * PIECE)])).largest == 9.0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +107,7 @@ def test_sums_where_a_gpu_would_be_agree_with_those_on_the_cpu():
     [((8, 64, 3), (8, 16, 3)), ((512, 3), (128, 3)), ((8, 15, 3), (8, 15, 3)), ((100, 3), (100, 3)), ((9,), (9,))],
 )
 def test_some_positions_of_long_sequences_and_all_of_short_ones(shape, kept):
-    assert thinned(torch.zeros(shape), 16).shape == kept
+    assert thinned(torch.zeros(shape)).shape == kept
 
 
 def test_the_accuracy_asked_for_is_not_met_by_vector_norm():
@@ -89,12 +122,15 @@ def test_non_finite_entries_are_counted():
 
 
 @pytest.mark.parametrize("heads", [4, 2])
-def test_attention_logits_agree_with_the_matrix_written_out(heads):
+@pytest.mark.parametrize(("length", "kept"), [(7, slice(None)), (64, slice(2, None, 4))], ids=["all", "some"])
+def test_attention_logits_agree_with_the_matrix_written_out(heads, length, kept):
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(3, 4, 7, 5, generator=generator, dtype=torch.float64)
-    k = torch.randn(3, heads, 9, 5, generator=generator, dtype=torch.float64)
-    logits = 0.3 * q @ k.repeat_interleave(4 // heads, dim=1).mT
-    assert attention_logit_sums(q, k, 0.3)[1] == pytest.approx(logits.square().sum().item())
+    q = torch.randn(8, 4, length, 5, generator=generator, dtype=torch.float64)
+    k = torch.randn(8, heads, 9, 5, generator=generator, dtype=torch.float64)
+    expected = 0.3 * q[:, :, kept] @ k.repeat_interleave(4 // heads, dim=1).mT
+    logits = attention_logits(q, k, 0.3)
+    assert logits.numel() == expected.numel()
+    torch.testing.assert_close(logits.flatten(), expected.flatten())
 
 
 def test_attention_of_any_model_is_seen_with_its_actual_scale():
@@ -113,7 +149,7 @@ def test_attention_of_any_model_is_seen_with_its_actual_scale():
         assert seen["rms"] == pytest.approx((scale * x @ x.mT).square().mean().sqrt().item(), rel=1e-5)
         assert seen["count"] == 2 * 4 * 6 * 6
         assert seen["role"] == "attention_logits"
-        assert math.isnan(seen["l1"])
+        assert seen["l1"] == pytest.approx((scale * x @ x.mT).abs().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -426,19 +462,45 @@ def test_bf16_autocast_is_recorded_in_float32():
     assert row(records, "0")["l1"] == pytest.approx(exact.abs().mean().item(), rel=1e-6)
 
 
-def test_no_recorded_step_reads_a_value_off_the_device():
+class Dispatched(TorchDispatchMode):
+    """What is computed, by name; views, which launch nothing, are left out, and a copy from the CPU, which waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        on_cpu = any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args)
+        if isinstance(result, torch.Tensor) and result.device.type != "cpu":
+            assert not on_cpu, f"{func} copies to the device"
+            if not func.is_view and func.overloadpacket is not torch.ops.aten.detach:
+                self.launched.append(str(func.overloadpacket))
+        return result
+
+
+def test_no_recorded_step_reads_a_value_off_the_device_or_copies_one_to_it():
     """A meta tensor has no values, so anything that would wait for a GPU raises on it."""
     cell = tiny_cell()
     model = cell.runnable_on_meta(64)
     batch = tuple(x.to("meta") for x in cell.batch(0, CPU))
     with Recorder(model, width=64, kinds=KINDS) as recorder:
-        for _ in range(3):
-            loss = cell.loss(model, batch)
-            recorder.record_loss(loss)
-            loss.backward()
-            recorder.step()
+        with Dispatched():
+            for _ in range(3):
+                loss = cell.loss(model, batch)
+                recorder.record_loss(loss)
+                loss.backward()
+                recorder.step()
         with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
             recorder.records()
+
+
+def test_a_tensor_on_a_device_costs_five_kernels_and_its_difference_one_more():
+    x = torch.empty(3, 4, device="meta")
+    for minus, launches in ((None, 5), (x, 6)):
+        with Dispatched() as dispatched:
+            sums(x, minus)
+        assert len(dispatched.launched) == launches, dispatched.launched
 
 
 @pytest.mark.gpu
@@ -459,17 +521,15 @@ def test_no_recorded_step_of_a_run_synchronizes(precision):
         torch.cuda.set_sync_debug_mode("error")
         return cell.loss(model, batch)
 
-    transfer = Recorder._moved_sums
-
-    def moved(recorder, entries):
+    def told(measured):
         modes.append(torch.cuda.get_sync_debug_mode())
         torch.cuda.set_sync_debug_mode("default")
-        return transfer(recorder, entries)
+        return moved(measured)
 
     modes = []
     train(cell.loss)  # kernels and optimizer code that are loaded once may wait
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recorder, "_moved_sums", moved)
+        patch.setattr(record, "moved", told)
         try:
             records = train(watched)
         finally:
@@ -487,6 +547,17 @@ def test_a_gpu_records_what_the_cpu_records():
     tokens = cell.batch(0, CPU)[0]
     ours, theirs = recorded(on_cpu, tokens), recorded(on_gpu, tokens.cuda())
     assert theirs["rms"].to_numpy() == pytest.approx(ours["rms"].to_numpy(), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [torch.randn, lambda n: torch.full((n,), 0.1)], ids=["normal", "equal"])
+def test_norms_of_many_entries_on_a_gpu_agree_with_float64(make, dtype):
+    x = make(2**24).to("cuda", dtype)
+    (on_gpu,) = moved([sums(x)])
+    assert on_gpu.total == pytest.approx(x.double().abs().sum().item(), rel=1e-5)
+    assert math.sqrt(on_gpu.squares) == pytest.approx(x.double().square().sum().sqrt().item(), rel=5e-5)
+    assert (on_gpu.largest, on_gpu.nonfinite) == (x.double().abs().max().item(), 0)
 
 
 def test_a_finished_run_frees_its_model_without_waiting_for_the_garbage_collector():
