@@ -71,7 +71,7 @@ def point(width: int, depth: int, seeds: int, steps: int, modules: int) -> dict[
 
     def bare() -> None:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda seed: bare_run(cell, width, seed, {}, steps), range(seeds)))
+            list(pool.map(lambda seed: bare_run(cell, width, seed, cpu, steps), range(seeds)))
 
     def recorded() -> None:
         plan = RunPlan(steps, KINDS, chosen, cpu, Precision.fp32)

@@ -105,7 +105,7 @@ def seconds_by_width(
         device: Where the runs will be.
     """
     first, last = min(measured), max(measured)
-    rate = 1 / _matmul_flops_per_second(device)
+    rate = 1 / matmul_flops_per_second(device)
     passes = 3 * steps - 2
     if last > first and dry[last].flops > dry[first].flops:
         seen = (measured[last] - measured[first]) / (passes * (dry[last].flops - dry[first].flops))
@@ -155,7 +155,8 @@ def useful_workers(seconds: Sequence[float], narrowest: float) -> int:
     return max(1, round(sum(seconds) / (INTERPRETED * narrowest * max(1, len(seconds)))))
 
 
-def _matmul_flops_per_second(device: torch.device) -> float:
+def matmul_flops_per_second(device: torch.device) -> float:
+    """The rate of one large product of matrices: no loop is faster."""
     size = 1024 if device.type == "cpu" else 4096
     x = torch.ones(size, size, device=device)
     best = math.inf

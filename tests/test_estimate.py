@@ -85,11 +85,11 @@ def test_a_forward_pass_of_a_user_is_not_run_without_memory():
 
 def test_time_is_a_fixed_part_and_one_in_proportion_to_operations(monkeypatch):
     dry = {width: Dryrun(width**2, 0, 0) for width in (64, 128, 1024)}
-    monkeypatch.setattr(estimate, "_matmul_flops_per_second", lambda _: 1e30)
+    monkeypatch.setattr(estimate, "matmul_flops_per_second", lambda _: 1e30)
     seconds = seconds_by_width(dry, {64: 1 + 64**2, 128: 1 + 128**2}, 4, CPU)
     assert seconds == pytest.approx({width: 1 + width**2 for width in dry})
     # on a device whose narrow runs take the same time, the rate of one large product is the bound
-    monkeypatch.setattr(estimate, "_matmul_flops_per_second", lambda _: 10.0)
+    monkeypatch.setattr(estimate, "matmul_flops_per_second", lambda _: 10.0)
     seconds = seconds_by_width(dry, {64: 1.0, 128: 1.0}, 4, CPU)
     assert seconds[1024] == pytest.approx(1 + (3 * 4 - 2) * (1024**2 - 64**2) / 10)
     assert seconds_by_width(dry, {64: 2.0}, 4, CPU)[64] == 2.0
