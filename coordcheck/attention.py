@@ -14,22 +14,22 @@ from coordcheck.sums import at_least_float32, thinned, without_autocast
 
 @torch.no_grad()
 def attention_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """``scale * query @ key^T`` for some queries, evenly spaced, and all keys.
+    """``scale * query @ key^T`` for some queries and keys, evenly spaced, so that long sequences take no memory.
 
     The causal mask, which would hide half of them, is ignored.
 
     Args:
         query: (..., H, L, K); see :func:`coordcheck.sums.thinned` for those that are used.
-        key: (..., H or a divisor of H, S, K).
+        key: (..., H or a divisor of H, S, K); likewise.
         scale: What query·key is multiplied by.
 
     Returns:
-        (..., H, L / k, S), at least float32; where fewer heads have keys, (..., heads of keys, H L / k, S) of them.
+        (..., H, L', S'), at least float32; where fewer heads have keys, (..., heads of keys, L' H / heads of keys, S').
     """
     with without_autocast(query.device):
         # a transposed view, as heads mostly are, would be multiplied two to four times slower
-        query = at_least_float32(thinned(query)) * scale
-        query, key = query.contiguous(), at_least_float32(key).contiguous()
+        query = (at_least_float32(thinned(query)) * scale).contiguous()
+        key = at_least_float32(thinned(key)).contiguous()
         if query.dim() > 2 and query.shape[-3] != key.shape[-3]:
             query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
         return query @ key.mT

@@ -335,7 +335,7 @@ class Recorder:
             # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
             if tensor.requires_grad or not trained:
                 self._record(name, part, tensor)
-        if self._calls[name] == 1 and self._calls_at_first is None:
+        if self._calls[name] == 1:
             # each parameter has its place behind its module
             for parameter in module._parameters:
                 self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))

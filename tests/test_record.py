@@ -122,12 +122,16 @@ def test_non_finite_entries_are_counted():
 
 
 @pytest.mark.parametrize("heads", [4, 2])
-@pytest.mark.parametrize(("length", "kept"), [(7, slice(None)), (64, slice(2, None, 4))], ids=["all", "some"])
-def test_attention_logits_agree_with_the_matrix_written_out(heads, length, kept):
+@pytest.mark.parametrize(
+    ("length", "queries", "source", "keys"),
+    [(7, slice(None), 9, slice(None)), (64, slice(2, None, 4), 32, slice(1, None, 2))],
+    ids=["all", "some"],
+)
+def test_attention_logits_agree_with_the_matrix_written_out(heads, length, queries, source, keys):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(8, 4, length, 5, generator=generator, dtype=torch.float64)
-    k = torch.randn(8, heads, 9, 5, generator=generator, dtype=torch.float64)
-    expected = 0.3 * q[:, :, kept] @ k.repeat_interleave(4 // heads, dim=1).mT
+    k = torch.randn(8, heads, source, 5, generator=generator, dtype=torch.float64)
+    expected = 0.3 * q[:, :, queries] @ k[:, :, keys].repeat_interleave(4 // heads, dim=1).mT
     logits = attention_logits(q, k, 0.3)
     assert logits.numel() == expected.numel()
     torch.testing.assert_close(logits.flatten(), expected.flatten())
