@@ -28,11 +28,16 @@ def attention_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """
     with without_autocast(query.device):
         # a transposed view, as heads mostly are, would be multiplied two to four times slower
-        query = (at_least_float32(thinned(query)) * scale).contiguous()
-        key = at_least_float32(thinned(key)).contiguous()
-        if query.dim() > 2 and query.shape[-3] != key.shape[-3]:
+        query = (at_least_float32(_some_positions(query)) * scale).contiguous()
+        key = at_least_float32(_some_positions(key)).contiguous()
+        if min(query.dim(), key.dim()) > 2 and query.shape[-3] > key.shape[-3] > 1:
             query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
         return query @ key.mT
+
+
+def _some_positions(heads: Tensor) -> Tensor:
+    """Of (H, L, K) too, where heads, which may grow with width, are no batch."""
+    return thinned(heads[None])[0] if heads.dim() == 3 else thinned(heads)
 
 
 @torch.no_grad()

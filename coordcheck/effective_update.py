@@ -8,7 +8,6 @@ second model's memory nor another forward pass has to be paid.
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import mup
@@ -102,15 +101,13 @@ class StartingPoint:
         return parameter.detach().index_select((self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
 
 
-@lru_cache
 def some_features(count: int, device: torch.device) -> Tensor:
     """Which of `count` output features are used: one of each 64th part, at places that repeat with no head's size.
 
     In integers, and on the device: not every one has float64, and a copy from the CPU would wait for a GPU.
     """
-    with torch.inference_mode(False):
-        place = torch.arange(FEATURES, device=device)
-        return (place * STEPS + place * GOLDEN % STEPS) * count // (FEATURES * STEPS)
+    place = torch.arange(FEATURES, device=device)
+    return (place * STEPS + place * GOLDEN % STEPS) * count // (FEATURES * STEPS)
 
 
 def _some_positions(value: Any, dtype: torch.dtype) -> Any:

@@ -63,8 +63,9 @@ def _modules_with_the_models_output(frame: pd.DataFrame) -> set[str]:
 
 
 def to_mup(records: pd.DataFrame) -> pd.DataFrame:
-    """Activations of `records` in mup's format, for ``mup.coord_check.plot_coord_data``."""
-    rows = records[(records["kind"] == "activation") & (records["role"] != LOSS) & records["l1"].notna()]
+    """Outputs of modules in mup's format, for ``mup.coord_check.plot_coord_data``."""
+    others = records["role"].isin([LOSS, "attention_logits"])
+    rows = records[(records["kind"] == "activation") & ~others & records["l1"].notna()]
     rows = rows.sort_values(["seed", "width", "step", "order"], kind="stable")
     return pd.DataFrame(
         {

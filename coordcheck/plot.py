@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from coordcheck.audit_result import FAULTS as AUDIT_FAULTS
-from coordcheck.slopes import cell_columns
+from coordcheck.slopes import cell_columns, sizes
 from coordcheck.storage import write_atomically
 from coordcheck.verdict import FAILURES, Finding, worst_first
 
@@ -141,10 +141,11 @@ def draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, tuple[flo
     Returns:
         For each module that has a line ``low``, ``middle`` and ``high`` by width.
     """
-    table = curves[np.isfinite(curves["l1"]) & (curves["l1"] > 0)]
-    table = table.assign(log=np.log(table["l1"]))
+    table = curves.assign(size=sizes(curves))
+    table = table[np.isfinite(table["size"]) & (table["size"] > 0)]
+    table["log"] = np.log(table["size"])
     by_width = table.groupby(["module", "width"], sort=False).agg(
-        low=("l1", "min"), middle=("log", "mean"), high=("l1", "max")
+        low=("size", "min"), middle=("log", "mean"), high=("size", "max")
     )
     by_width["middle"] = np.exp(by_width["middle"])
     lines = {str(module): line.droplevel(0).sort_index() for module, line in by_width.groupby("module", sort=False)}

@@ -300,13 +300,15 @@ class Recorder:
             if _in_backward():
                 return
             self._stack.pop()
-            if self._recording and recorded:
-                with torch._C.DisableTorchFunction():  # which the observer would see at a price
-                    self._record_outputs(name, module, output)
-                if updates and output is not None:  # None after an error
-                    self._record_effective_update(name, module, args, kwargs)
-            if not self._stack:
-                self._end_pass()
+            try:
+                if self._recording and recorded:
+                    with torch._C.DisableTorchFunction():  # which the observer would see at a price
+                        self._record_outputs(name, module, output)
+                    if updates and output is not None:  # None after an error
+                        self._record_effective_update(name, module, args, kwargs)
+            finally:
+                if not self._stack:
+                    self._end_pass()
 
         return hook
 
@@ -400,7 +402,8 @@ class Recorder:
         name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
             logits = attention_logits(query, key, scale)
-            self._add(name, "[attention_logits]", "attention_logits", "activation", logits.numel(), sums(logits))
+            if logits.numel():
+                self._add(name, "[attention_logits]", "attention_logits", "activation", logits.numel(), sums(logits))
 
     def _add(self, name: str, part: str, role: str | None, kind: str, count: int, of_call: Sums | Norms) -> None:
         self._order.setdefault((name or ROOT) + part, len(self._order))

@@ -67,11 +67,18 @@ def curve_columns(frame: pd.DataFrame) -> list[str]:
     return [*cell_columns(frame), "module", "kind", "step"]
 
 
+def sizes(records: pd.DataFrame) -> pd.Series:
+    """The size whose slope is fitted: l1, or rms where a recorder knew only that."""
+    unknown = records["l1"].isna() & (records["nonfinite"] == 0)
+    return records["l1"].where(~unknown, records["rms"])
+
+
 def repeated_seeds(records: pd.DataFrame) -> list[int]:
     """Seeds whose sizes equal those of an earlier seed bit for bit: the same sample again, not another one."""
-    telling = records[np.isfinite(records["l1"]) & (records["l1"] > 0)]
+    size = sizes(records)
+    telling = records.assign(size=size)[np.isfinite(size) & (size > 0)]
     ordered = telling.sort_values([*curve_columns(records), "width"])
-    content = ordered.groupby("seed")["l1"].agg(lambda of_seed: of_seed.to_numpy().tobytes())
+    content = ordered.groupby("seed")["size"].agg(lambda of_seed: of_seed.to_numpy().tobytes())
     return [int(seed) for seed in content.index[content.duplicated()]]
 
 
@@ -112,7 +119,7 @@ def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
     """
     records = records[~records["seed"].isin(repeated_seeds(records))]
     keys = [*curve_columns(records), "seed"]
-    size = records["l1"]
+    size = sizes(records)
     usable = np.isfinite(size) & (size > 0) & (records["nonfinite"] == 0)
     logs = records.assign(log=np.log2(size.where(usable)))
     wide = logs.pivot_table(index=keys, columns="width", values="log", aggfunc="mean", dropna=False)
@@ -125,7 +132,7 @@ def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
 
 def facts(records: pd.DataFrame) -> pd.DataFrame:
     """What a curve is, apart from its slope: one row per curve, in forward order."""
-    flags = records.assign(zero=records["l1"] == 0, bad=(records["nonfinite"] > 0) | ~np.isfinite(records["l1"]))
+    flags = records.assign(zero=sizes(records) == 0, bad=(records["nonfinite"] > 0) | ~np.isfinite(sizes(records)))
     grouped = flags.groupby(curve_columns(records), sort=False)
     curves = grouped.agg(
         order=("order", "min"),

@@ -4,10 +4,11 @@ import mup.coord_check
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_cell
+from conftest import plan_of, tiny_cell
 
 from coordcheck import CoordCheck, coord_check
-from coordcheck.mup_format import read_mup
+from coordcheck.mup_format import read_mup, to_mup
+from coordcheck.sweep import RunQueue
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,15 @@ def test_there_and_back_again(theirs, tmp_path, gate):
         theirs[[*by, "l2"]].sort_values(by, ignore_index=True),
         check_dtype=False,
     )
+
+
+def test_only_what_mup_records_is_written(tmp_path, gate):
+    """Attention logits, of which mup knows nothing, would come back as a hidden layer that must not shrink."""
+    records = RunQueue(cell := tiny_cell(), plan_of(cell.config), [64, 128, 256], [0]).finish().records
+    assert "attention_logits" in set(records["role"])
+    written = to_mup(records)
+    assert not written["module"].str.contains(r"[\[(]").any()
+    assert set(written["module"]) == {name for name, _ in cell.on_meta(64).named_modules() if name != "blocks"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -15,13 +15,14 @@ import torch.utils.checkpoint
 from conftest import plan_of, tiny_cell
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from coordcheck import record
 from coordcheck.attention import attention_logits
 from coordcheck.config import KINDS, ROOT
 from coordcheck.record import Recorder
 from coordcheck.slopes import RECORD_COLUMNS
-from coordcheck.sums import PIECE, _norms_on_device, moved, sums, thinned
+from coordcheck.sums import BLAS, BLOCK, PIECE, _norms_on_device, moved, sums, thinned
 from coordcheck.train import run
 
 CPU = torch.device("cpu")
@@ -98,6 +99,43 @@ def test_numbers_and_norms_are_moved_in_their_order():
     assert moved([]) == []
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.tensor(0.5).expand(40, 1000),
+        torch.arange(60_000.0).view(-1, 2)[:, 0],
+        torch.full((3, 4), 1 + 2j).conj().imag,
+    ],
+    ids=["expanded", "strided", "negative"],
+)
+def test_blas_gets_what_it_need_not_copy(x, monkeypatch):
+    asum, dot, iamax = BLAS["f"]
+    contiguous = []
+
+    def watched(numbers, *where):
+        contiguous.append(numbers.flags.c_contiguous)
+        return asum(numbers, *where)
+
+    monkeypatch.setitem(BLAS, "f", (watched, dot, iamax))
+    assert sums(x).total == pytest.approx(x.double().abs().sum().item())
+    assert set(contiguous) == {True}
+
+
+def test_tensors_longer_than_a_block_are_converted_and_subtracted_block_by_block():
+    x = torch.randn(3, BLOCK // 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for minus, exact in ((None, x.double()), (x.mT.reshape(3, -1), x.double() - x.mT.reshape(3, -1).double())):
+        assert sums(x, minus).total == pytest.approx(exact.abs().sum().item(), rel=1e-5)
+        assert sums(x, minus).largest == exact.abs().max().item()
+
+
+def test_models_inside_torch_func_grad_are_recorded():
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 4)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    with Recorder(model, width=4) as recorder:
+        torch.func.grad(lambda p: torch.func.functional_call(model, p, x).sum())(parameters)
+    assert row(recorder.records(), "0")["l1"] == pytest.approx(model(x).abs().mean().item())
+
+
 def test_the_largest_entry_of_an_early_piece_is_kept():
     assert sums(torch.cat([torch.full((1,), -9.0), torch.zeros(2 * PIECE)])).largest == 9.0
 
@@ -135,6 +173,39 @@ def test_attention_logits_agree_with_the_matrix_written_out(heads, length, queri
     logits = attention_logits(q, k, 0.3)
     assert logits.numel() == expected.numel()
     torch.testing.assert_close(logits.flatten(), expected.flatten())
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [((1, 6, 4), (3, 5, 4)), ((2, 1, 6, 4), (2, 3, 5, 4)), ((2, 3, 6, 4), (2, 1, 5, 4)), ((3, 6, 4), (5, 4))],
+    ids=["heads", "heads of a batch", "one head of keys", "no heads of keys"],
+)
+def test_heads_that_torch_broadcasts_are_broadcast(query, key):
+    q, k = torch.randn(query), torch.randn(key)
+    torch.testing.assert_close(attention_logits(q, k, 1.0), q @ k.mT)
+
+
+def test_heads_without_a_batch_leave_the_positions_as_they_are():
+    for heads in (2, 8):
+        assert attention_logits(*torch.randn(2, heads, 256, 4), 1.0).shape == (heads, 128, 128)
+
+
+def test_attention_to_nothing_is_left_out():
+    class Model(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x[:, :0], x[:, :0])
+
+    assert "(model)[attention_logits]" not in set(recorded(Model(), torch.ones(2, 3, 4))["module"])
+
+
+def test_an_error_within_a_hook_leaves_no_mode_behind(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(record, "sums", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        recorded(nn.Linear(4, 4), torch.ones(2, 4))
+    assert torch.overrides._get_current_function_mode() is None
 
 
 def test_attention_of_any_model_is_seen_with_its_actual_scale():
@@ -475,7 +546,7 @@ class Dispatched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        on_cpu = any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args)
+        on_cpu = any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in tree_leaves((args, kwargs)))
         if isinstance(result, torch.Tensor) and result.device.type != "cpu":
             assert not on_cpu, f"{func} copies to the device"
             if not func.is_view and func.overloadpacket is not torch.ops.aten.detach:

@@ -92,6 +92,13 @@ def test_curvature_is_the_change_of_slope_and_only_reported_beyond_the_noise():
     assert np.isnan(noisy["curvature"])
 
 
+def test_rms_stands_in_where_l1_is_unknown():
+    records = synthetic({("attn", "activation", 0): power(-0.5)})
+    records["rms"] = records["l1"]
+    records["l1"] = np.nan
+    assert fit(records)["slope"].item() == pytest.approx(-0.5)
+
+
 def test_a_role_that_no_record_states_follows_from_what_grows():
     grows = synthetic({("block", "activation", 0): power(0.0)})
     grows["role"] = pd.NA
