@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from coordcheck.config import CheckConfig, default_gate, load
 from coordcheck.families import ConfiguredCell, make_cell
+from coordcheck.record import Recorder
 from coordcheck.train import RunPlan
 
 TINY = ["model.depth=2", "data.batch=2", "data.context=16", "widths=[64,128,256]", "seeds=3"]
@@ -85,3 +88,33 @@ def power(exponent: float, noise: float = 0.0) -> Callable[[int, int], float]:
         return float((1 + seed) * width**own)
 
     return of
+
+
+def recorded(model, inputs, steps=1, **kwargs):
+    """Records of some forward passes."""
+    with Recorder(model, width=8, **kwargs) as recorder:
+        for _ in range(steps):
+            model(inputs)
+            recorder.step()
+    return recorder.records()
+
+
+def row(records, module, kind="activation", step=0):
+    return records[(records.module == module) & (records.kind == kind) & (records.step == step)].iloc[0]
+
+
+class Dispatched(TorchDispatchMode):
+    """What is computed, by name; views, which launch nothing, are left out, and a copy from the CPU, which waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        on_cpu = any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in tree_leaves((args, kwargs)))
+        if isinstance(result, torch.Tensor) and result.device.type != "cpu":
+            assert not on_cpu, f"{func} copies to the device"
+            if not func.is_view and func.overloadpacket is not torch.ops.aten.detach:
+                self.launched.append(str(func.overloadpacket))
+        return result
