@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from coordcheck.auditing import audit_cell
-from coordcheck.cell import ConfiguredCell
-from coordcheck.config import load
-from coordcheck.writes import WriteTracer
+from coordcheck.check import audit_cell
+from coordcheck.config.load import load
+from coordcheck.models.configured import ConfiguredCell
+from coordcheck.observe.writes import WriteTracer
 
 WIDTHS = [64, 128, 256, 512]
 

@@ -20,15 +20,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from coordcheck.baseline import TOLERANCE, holm, welch
 from coordcheck.check import check_config
-from coordcheck.config import CheckConfig, default_gate, load
-from coordcheck.families import GPTCell, make_cell
-from coordcheck.report import markdown_table
-from coordcheck.slopes import RECORD_COLUMNS, fit, seed_slopes
-from coordcheck.sweep import RunQueue, share_cores
-from coordcheck.train import RunPlan
-from coordcheck.verdict import FAILURES, judge, overall
+from coordcheck.config.load import default_gate, load
+from coordcheck.config.schema import CheckConfig
+from coordcheck.judge.baseline import TOLERANCE
+from coordcheck.judge.slopes import fit, seed_slopes
+from coordcheck.judge.statistics import holm, welch
+from coordcheck.judge.verdict import FAILURES, judge, overall
+from coordcheck.models.families import make_cell
+from coordcheck.models.gpt import GPTCell
+from coordcheck.records.schema import RECORD_COLUMNS
+from coordcheck.report.tables import markdown_table
+from coordcheck.run.queue import RunQueue, share_cores
+from coordcheck.run.train import RunPlan
 
 REPLICATES = 2000
 

@@ -11,7 +11,7 @@ from collections import Counter
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
 
-from coordcheck.writes import Write, WriteTracer
+from coordcheck.observe.writes import Write, WriteTracer
 
 
 def count(model_class: type[nn.Module], config: object) -> dict[str, str]:

@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import coordcheck
-from coordcheck.diagnose import diagnose
-from coordcheck.models import GPT, T5
+from coordcheck.judge.diagnose import diagnose
+from coordcheck.models.gpt import GPT
 from coordcheck.models.post_ln import PostLN
-from coordcheck.parametrization import fans
-from coordcheck.report import markdown_table
+from coordcheck.models.t5 import T5
+from coordcheck.observe.roles import fans
+from coordcheck.report.tables import markdown_table
 
 LR = 1e-3
 VOCAB, CONTEXT, BATCH = 64, 32, 8
@@ -62,7 +63,7 @@ class Case:
         optimizer: From model to optimizer.
         loss: None for the default one.
         places: Modules of which one must be named first; empty for a correct model.
-        cause: Class of the fault, see :data:`coordcheck.diagnose.CLASSES`; empty for a correct model.
+        cause: Class of the fault, see :data:`coordcheck.judge.diagnose.evidence.FAULT_CLASSES`; empty for a correct model.
     """
 
     name: str

@@ -59,9 +59,9 @@ def point(width: int, depth: int, seeds: int, steps: int, modules: int) -> dict[
     pin()
     import torch
 
-    from coordcheck.config import Precision
-    from coordcheck.sweep import RunQueue
-    from coordcheck.train import RunPlan
+    from coordcheck.config.schema import Precision
+    from coordcheck.run.queue import RunQueue
+    from coordcheck.run.train import RunPlan
 
     cpu, workers = torch.device("cpu"), min(CORES, seeds)
     torch.set_num_threads(1)
@@ -162,9 +162,9 @@ def announced(overrides: list[str]) -> dict[str, float]:
     pin()
     import torch
 
-    from coordcheck.estimate import GIB, makespan, useful_workers
-    from coordcheck.sweep import RunQueue, share_cores
-    from coordcheck.train import RunPlan
+    from coordcheck.run.estimate import GIB, makespan, useful_workers
+    from coordcheck.run.queue import RunQueue, share_cores
+    from coordcheck.run.train import RunPlan
 
     cpu = torch.device("cpu")
     cell = cell_of(*overrides)
@@ -186,7 +186,7 @@ def announced(overrides: list[str]) -> dict[str, float]:
 
 def estimate() -> None:
     """The table of what was announced."""
-    from coordcheck.report import markdown_table
+    from coordcheck.report.tables import markdown_table
 
     rows = []
     for name, overrides in SWEEPS.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from coordcheck.report import markdown_table
+from coordcheck.report.tables import markdown_table
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Releases before and after transformers stopped initializing a module more than once (4.27.0). Both run on today's

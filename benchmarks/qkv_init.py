@@ -26,15 +26,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from coordcheck.config import Scheme
-from coordcheck.initialize import Rule, initialize
+from coordcheck.config.schema import Scheme
+from coordcheck.models.initialize import Rule, initialize
 from coordcheck.models.layers import materialize
-from coordcheck.models.post_ln import PostLN
-from coordcheck.parametrization import infshapes, roles, shapes
-from coordcheck.plot import save_figure
-from coordcheck.report import markdown_table
-from coordcheck.schemes import post_ln_rules
-from coordcheck.set_prediction import Scenes, found, make_scenes, set_loss
+from coordcheck.models.post_ln import PostLN, post_ln_rules
+from coordcheck.models.scenes import Scenes, found, make_scenes, set_loss
+from coordcheck.observe.roles import infshapes, roles, shapes
+from coordcheck.report.figures.style import save_figure
+from coordcheck.report.tables import markdown_table
 
 SEEDS = range(3)
 KERNELS = ("q", "k", "v", "out")

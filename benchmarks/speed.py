@@ -68,8 +68,8 @@ PHASES = ("build", "forward", "backward", "optimizer")
 
 def cell_of(*overrides: str) -> Any:
     """The default GPT."""
-    from coordcheck.config import load
-    from coordcheck.families import make_cell
+    from coordcheck.config.load import load
+    from coordcheck.models.families import make_cell
 
     cell = make_cell(load(overrides))
     _ = cell.roles
@@ -154,7 +154,7 @@ def side_by_side(sweep: Sweep, device: "torch.device", run: Callable[[Any, int, 
     """Seconds of the runs of a sweep, as many at a time as ours; `run` takes the cell, a width and a seed."""
     import torch
 
-    from coordcheck.sweep import share_cores
+    from coordcheck.run.queue import share_cores
 
     workers, threads = share_cores(device, sweep.seeds)
     torch.set_num_threads(threads)
@@ -175,7 +175,7 @@ def run_phases(sweep: Sweep, device: "torch.device") -> dict[str, float]:
     """What the phases of the bare loop take, each waited for, and what its matrix products would take alone."""
     import torch
 
-    from coordcheck.estimate import dry_run, matmul_flops_per_second
+    from coordcheck.run.estimate import dry_run, matmul_flops_per_second
 
     spent = dict.fromkeys(PHASES, 0.0)
 
@@ -202,10 +202,10 @@ def run_coordcheck(sweep: Sweep, device: "torch.device", kinds: list[str], preci
     """Our own sweep without its control; the fit, verdict and files are timed apart."""
     import torch
 
-    from coordcheck.config import Precision
-    from coordcheck.result import CoordCheck
-    from coordcheck.sweep import RunQueue, share_cores
-    from coordcheck.train import RunPlan
+    from coordcheck.check import CoordCheck
+    from coordcheck.config.schema import Precision
+    from coordcheck.run.queue import RunQueue, share_cores
+    from coordcheck.run.train import RunPlan
 
     workers, threads = share_cores(device, sweep.seeds)
     torch.set_num_threads(threads)
@@ -233,7 +233,7 @@ def run_here(contender: str, sweep: Sweep, device_name: str) -> dict[str, float]
     """One contender in this process."""
     import torch
 
-    from coordcheck.train import pick_device
+    from coordcheck.run.device import pick_device
 
     device = pick_device(device_name)
     if device.type == "cpu":
@@ -297,8 +297,8 @@ def launches(depth: int = 12, width: int = 256) -> pd.DataFrame:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from coordcheck.cell import META
-    from coordcheck.record import Recorder
+    from coordcheck.observe.recorder import Recorder
+    from coordcheck.run.cell import META
 
     class Count(TorchDispatchMode):
         """Of operations that compute something."""
@@ -339,7 +339,7 @@ def main() -> None:
         print(json.dumps(run_here(arguments.contender, SWEEPS[arguments.sweep[0]], arguments.device)))
         return
     from coordcheck.check import current_versions
-    from coordcheck.report import markdown_table
+    from coordcheck.report.tables import markdown_table
 
     print(platform.processor() or platform.machine(), current_versions())
     for sweep in arguments.sweep:

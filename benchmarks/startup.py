@@ -62,7 +62,7 @@ def seconds_of_imports() -> list[float]:
 
 def main() -> None:
     """Prints both tables."""
-    from coordcheck.report import markdown_table
+    from coordcheck.report.tables import markdown_table
 
     commands = {name: spread([seconds_of(command) for _ in range(REPETITIONS)]) for name, command in COMMANDS.items()}
     print(markdown_table(pd.DataFrame({"command": list(commands), "seconds": list(commands.values())})))

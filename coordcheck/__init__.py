@@ -5,22 +5,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordcheck.audit_result import Audit
-    from coordcheck.auditing import audit
-    from coordcheck.check import coord_check
-    from coordcheck.record import Recorder
-    from coordcheck.result import CoordCheck
-    from coordcheck.verdict import Finding
+    from coordcheck.check import Audit, CoordCheck, audit, coord_check
+    from coordcheck.judge.finding import Finding
+    from coordcheck.observe.recorder import Recorder
 
 __all__ = ["Audit", "CoordCheck", "Finding", "Recorder", "audit", "coord_check"]
 __version__ = version("coordcheck")
 
 _HOMES = {
-    "Audit": "coordcheck.audit_result",
-    "CoordCheck": "coordcheck.result",
-    "Finding": "coordcheck.verdict",
-    "Recorder": "coordcheck.record",
-    "audit": "coordcheck.auditing",
+    "Audit": "coordcheck.check",
+    "CoordCheck": "coordcheck.check",
+    "Finding": "coordcheck.judge.finding",
+    "Recorder": "coordcheck.observe.recorder",
+    "audit": "coordcheck.check",
     "coord_check": "coordcheck.check",
 }
 

@@ -1,11 +1,14 @@
-"""The whole flow: runs of a cell and of its control, records, slopes, verdicts.
+"""The whole flow: runs of a cell and of its control, records, slopes, verdicts, files and pictures.
 
-:func:`coord_check` checks a user's own model, :func:`check_config` a configured one. Torch is imported when
-they are called.
+:func:`coord_check` checks a user's own model, :func:`check_config` what a configuration names; both make a cell and
+come together in :func:`check_cell`. Torch is imported when they are called, so that stored checks need none.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
@@ -14,50 +17,164 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from coordcheck import verdict as verdicts
-from coordcheck.config import (
-    PARAMETERS,
-    CheckConfig,
-    GateConfig,
-    Parametrization,
-    Precision,
-    check_axes,
-    default_gate,
-    member,
-    seeds_of,
+from coordcheck.config.load import default_gate, gate_from
+from coordcheck.config.rules import check_axes, member, seeds_of
+from coordcheck.config.schema import PARAMETERS, CheckConfig, Expect, GateConfig, Precision
+from coordcheck.judge.audit import AuditResult
+from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.judgement import Judgement
+from coordcheck.records.files import (
+    AUDIT_PICTURE,
+    AUDIT_TABLE,
+    AUDIT_TEXT,
+    RECORDS,
+    REPORT_PICTURE,
+    REPORT_TEXT,
+    SLOPES,
+    VERDICT,
+    write_atomically,
 )
-from coordcheck.result import Control, CoordCheck
-from coordcheck.slopes import fit
-from coordcheck.storage import RunStore
+from coordcheck.records.merge import read_records
+from coordcheck.records.mup_format import to_mup
+from coordcheck.records.store import RunStore
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn, optim
 
-    from coordcheck.cell import Cell
-    from coordcheck.train import RunPlan
+    from coordcheck.run.cell import Cell
+    from coordcheck.run.queue import RunQueue
+    from coordcheck.run.train import RunPlan
 
 CONTROL_SEEDS = 3
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
+IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
 LARGER = "every initial weight matrix times (width / smallest width)^1/2"
 
 
+class Audit(AuditResult):
+    """The result of an audit: ``parameters``, ``findings`` and ``verdict``, see :class:`AuditResult`."""
+
+    def __repr__(self) -> str:
+        first = f"\n{self.findings[0]}" if self.findings else ""
+        return f"{self.sentence()}{first}"
+
+    def plot(self, path: str | Path) -> None:
+        """Writes the picture of the audit, a PNG: exponents of init std and learning rate beside the expected ones."""
+        from coordcheck.report.figures.audit import audit_figure
+        from coordcheck.report.figures.style import save_figure
+
+        save_figure(audit_figure(self), Path(path), {"widths": self.widths, "expect": self.expect})
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``audit.csv audit.md audit.png``, each atomically."""
+        from coordcheck.report.markdown import audit_markdown
+
+        directory = Path(directory)
+        write_atomically(directory / AUDIT_TABLE, lambda path: self.parameters.to_csv(path, index=False))
+        write_atomically(directory / AUDIT_TEXT, lambda path: path.write_text(audit_markdown(self)))
+        self.plot(directory / AUDIT_PICTURE)
+
+
+class CoordCheck(Judgement):
+    """The result of a check: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``, see :class:`Judgement`."""
+
+    audit: Audit | None
+
+    def __repr__(self) -> str:
+        return f"{self.cell()}\n{self.sentence()}\n{self.control}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, its reason and the control."""
+        colours = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00"}
+        return (
+            f"<p><b style='color:{colours[self.verdict]}'>{self.verdict.upper()}</b> {escape(self.cell())}</p>"
+            f"<p>{escape(self.sentence())}</p><p>{escape(str(self.control))}</p>"
+        )
+
+    def plot(self, path: str | Path) -> None:
+        """Writes the picture of the check, a PNG: the curves, and the slope of every module at every step."""
+        from coordcheck.report.figures.check import report_figure
+        from coordcheck.report.figures.style import save_figure
+
+        save_figure(report_figure(self), Path(path), self.config)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically."""
+        from coordcheck.report.markdown import check_markdown
+
+        directory = Path(directory)
+        write_atomically(directory / RECORDS, self.records.to_parquet)
+        write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
+        write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
+        self.plot(directory / REPORT_PICTURE)
+        write_atomically(directory / REPORT_TEXT, lambda path: path.write_text(check_markdown(self)))
+        if self.audit is not None:
+            self.audit.save(directory)
+
+    def to_mup(self) -> pd.DataFrame:
+        """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
+        return to_mup(self.records)
+
+    def to_json(self) -> str:
+        """The content of ``verdict.json``."""
+        content = {
+            "verdict": self.verdict,
+            "sentence": self.sentence(),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "control": dataclasses.asdict(self.control),
+            "audit": None if self.audit is None else self.audit.facts(),
+            "unaudited": self.unaudited,
+            "skipped": self.skipped,
+            "versions": self.versions,
+            "corpus_sha256": self.corpus_sha256,
+            "config": {**self.config, "gate": dataclasses.asdict(self.gate)},
+        }
+        return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, directory: str | Path, expect: str | None = None) -> "CoordCheck":
+        """Reads stored records, with what ``verdict.json`` says of them if it is there, and judges them anew.
+
+        Args:
+            directory: Of a check, or where recorders saved, see :meth:`coordcheck.Recorder.save`.
+            expect: Whose exponents the slopes are held against, "mup" or "sp"; None for what ``verdict.json`` says,
+                "mup" without it.
+
+        Raises:
+            ValueError: if the directory holds no records, or files that no check wrote.
+        """
+        directory = Path(directory)
+        records = read_records(directory)
+        said = _read_verdict(directory / VERDICT)
+        if expect is not None:
+            said["gate"] = dataclasses.replace(said["gate"], expect=member(Expect, "expect", expect))
+        try:
+            return cls.from_records(records, **said)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+
 def coord_check(
-    build: "Callable[[int], nn.Module]",
+    build: "Callable[[int], nn.Module | tuple[nn.Module, optim.Optimizer]]",
     batch: Any,
     widths: Sequence[int] = (64, 128, 256, 512),
     seeds: int | Sequence[int] = 5,
     steps: int = 4,
     optimizer: "Callable[[nn.Module], optim.Optimizer] | None" = None,
     loss: "Callable[[nn.Module, Any], Tensor] | None" = None,
-    kinds: Sequence[str] = ("activation", "delta"),
+    kinds: Sequence[str] = ("activation", "delta", "effective_update"),
     expect: str = "mup",
     device: str = "auto",
     precision: str = "fp32",
     *,
+    name: str | None = None,
     modules: Sequence[str] | None = None,
     control: "bool | tuple[Callable[[int], nn.Module], Callable[[nn.Module], optim.Optimizer]] | None" = None,
     audit: bool = True,
+    store: str | Path | None = None,
+    workers: int | None = None,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -65,23 +182,30 @@ def coord_check(
     records the output of every module.
 
     Args:
-        build: From width to an initialized, parametrized model with the same parameter names at every width.
+        build: From width to an initialized, parametrized model with the same parameter names at every width, or to
+            such a model and its optimizer.
         batch: (inputs, targets), a dict for ``model(**batch)``, or a function from seed to either.
         widths: d_model, at least three distinct values.
         seeds: How many, or which.
         steps: Forward passes recorded: steps 0 to ``steps - 1``.
-        optimizer: From model to its optimizer; by default ``torch.optim.Adam(model.parameters(), lr=1e-2)``.
-        loss: From model and batch to a scalar; by default :func:`coordcheck.train.default_loss`.
+        optimizer: From model to its optimizer; by default that of ``configs/optimizer/adam.yaml``: Adam, learning
+            rate 1e-3, mup's where every parameter has an ``infshape``.
+        loss: From model and batch to a scalar; by default :func:`coordcheck.run.loss.default_loss`.
         kinds: A selection of "activation", "delta", "effective_update" and "gradient", see
             :class:`coordcheck.Recorder`.
         expect: Whose exponents the slopes are held against, "mup" or "sp".
         device: "auto" for a GPU if there is one, or any torch device.
         precision: "fp32", or "bf16" for autocast.
+        name: Of the model, in titles and tables; by default that of `build`.
         modules: Names or shell patterns of modules to record; None for all.
         control: By default the same model with every learning rate multiplied by width / smallest width (with
             ``expect="sp"``, which allows that, with every initial weight matrix multiplied by its square root);
             a pair (build, optimizer) for another one that must fail, or False for none.
         audit: Whether to audit the three narrowest models first, see :func:`coordcheck.audit`.
+        store: A directory where finished runs are kept and found again, as long as neither the source files of yours
+            that are loaded nor what the two narrowest models do has changed; None keeps nothing.
+        workers: Runs at a time, at most; None for one per CPU core, one on a GPU. Training that draws random numbers
+            goes on one run at a time.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -97,97 +221,98 @@ def coord_check(
         >>> coord_check(build, (x, y), widths=(64, 128, 256), seeds=3, device="cpu").verdict
         'fail'
     """
-    import torch
-
-    from coordcheck.cell import FasterWithWidth, LargerWithWidth, OwnCell
-    from coordcheck.train import RunPlan, pick_device
+    from coordcheck.models.own import OwnCell, default_optimizer
+    from coordcheck.run.device import pick_device
+    from coordcheck.run.train import RunPlan
 
     seed_list = list(range(int(seeds))) if isinstance(seeds, int | Integral) else list(seeds)
     check_axes(widths, seed_list, steps, kinds)
     widths, seed_list = [int(width) for width in widths], [int(seed) for seed in seed_list]
-    gate = dataclasses.replace(default_gate(), expect=member(Parametrization, "expect", expect))
-    where = pick_device(device)
-    plan = RunPlan(steps, kinds, modules, where, member(Precision, "precision", precision))
+    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
+    plan = RunPlan(steps, kinds, modules, pick_device(device), member(Precision, "precision", precision))
     config = {"widths": widths, "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
     config |= {"modules": None if modules is None else list(modules), "precision": precision}
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        train = optimizer or _adam
-        cell = OwnCell(build, batch, train, loss, widths)
-        twin: Cell | None = None
-        name = "none"
+    config |= {} if name is None else {"name": name}
+    with _generators_kept(plan.device):
+        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, widths, name=name)
+        twin: tuple[Cell, str] | None
         if control is not None and not isinstance(control, bool):
-            twin, name = OwnCell(control[0], batch, control[1], loss, widths), "your own"
-        elif control is not False and gate.expect == Parametrization.sp:
-            twin, name = LargerWithWidth(cell, min(widths)), LARGER
-        elif control is not False:
-            twin, name = FasterWithWidth(build, batch, train, loss, widths), FASTER
-        return _check(cell, twin, name, plan, gate, widths, seed_list, audit=audit, config=config)
+            twin = OwnCell(control[0], batch, control[1], loss, widths), "your own"
+        else:
+            twin = None if control is False else twin_of(cell, gate, min(widths))
+        return check_cell(
+            cell, twin, plan, gate, widths, seed_list, audit=audit, store=store, workers=workers, config=config
+        )
 
 
 def check_config(config: CheckConfig) -> CoordCheck:
-    """Checks a configured cell; finished runs are stored and reused as `config` says.
+    """Checks what a configuration names; finished runs are stored and reused as `config` says.
 
     Raises:
         ValueError: naming the value, the rule and a working example, before anything is trained.
     """
-    import torch
+    from coordcheck.models.families import make_cell
+    from coordcheck.run.device import pick_device
+    from coordcheck.run.train import RunPlan
 
-    from coordcheck.cell import Cell, LargerWithWidth
-    from coordcheck.families import make_cell
-    from coordcheck.sweep import share_cores
-    from coordcheck.train import RunPlan, pick_device
-
-    device = pick_device(config.device)
-    plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
-    cell = make_cell(config)
-    twin: Cell | None = None
-    name = "none"
-    if config.control and config.gate.expect == Parametrization.sp:
-        twin, name = LargerWithWidth(cell, min(config.widths)), LARGER
-    elif config.control:
-        twin, name = cell.in_sp(), "the same model in standard parametrization"
-    threads, seeds = torch.get_num_threads(), seeds_of(config)
-    workers, threads_of_run = share_cores(device, len(seeds))
-    torch.set_num_threads(threads_of_run)
-    try:
-        return _check(
+    plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
+    with _generators_kept(plan.device):
+        cell = make_cell(config)
+        return check_cell(
             cell,
-            twin,
-            name,
+            twin_of(cell, config.gate, min(config.widths)) if config.control else None,
             plan,
             config.gate,
             config.widths,
-            seeds,
-            store=lambda cell: _store(cell, config, str(device)),
-            workers=config.workers or workers,
-            readout=cell.readout,
+            seeds_of(config),
             audit=config.audit,
+            store=config.runs,
+            reuse=config.resume,
+            workers=config.workers,
             config=dataclasses.asdict(config),
-            corpus_sha256=cell.corpus_sha256,
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
-def _check(
+def twin_of(cell: "Cell", gate: GateConfig, smallest: int) -> "tuple[Cell, str]":
+    """The control of a cell, and what it is in words."""
+    from coordcheck.run.controls import Scaled
+
+    if gate.expect == Expect.sp:
+        return Scaled(cell, smallest, weights=0.5), LARGER
+    in_sp = cell.in_sp()
+    return (Scaled(cell, smallest, rates=1.0), FASTER) if in_sp is None else (in_sp, IN_SP)
+
+
+def check_cell(
     cell: "Cell",
-    twin: "Cell | None",
-    twin_name: str,
+    twin: "tuple[Cell, str] | None",
     plan: "RunPlan",
     gate: GateConfig,
     widths: Sequence[int],
     seeds: Sequence[int],
     *,
-    store: "Callable[[Cell], RunStore | None]" = lambda cell: None,
-    workers: int = 1,
-    readout: str | None = None,
     audit: bool = True,
+    store: str | Path | None = None,
+    reuse: bool = True,
+    workers: int | None = None,
     config: Mapping[str, Any],
-    corpus_sha256: str | None = None,
 ) -> CoordCheck:
-    """Audits a cell, runs it and its control, and judges both."""
-    from coordcheck.auditing import audit_cell
-    from coordcheck.sweep import RunQueue, announce
+    """Audits a cell, runs it and its control, and judges both.
+
+    Args:
+        cell: What is checked.
+        twin: What must fail, and its name; None for no control.
+        plan: What all runs have in common.
+        gate: What turns slopes into verdicts.
+        widths: d_model.
+        seeds: One run at each width for each.
+        audit: Whether to audit the narrowest models first.
+        store: Where finished runs are kept; None keeps nothing.
+        reuse: Whether stored runs are read.
+        workers: Runs at a time at most; None for as many as share the device.
+        config: What was asked for, kept beside the result.
+    """
+    from coordcheck.run.queue import RunQueue, announce, threads_of_runs
 
     audited, unaudited = None, ""
     if audit:
@@ -195,24 +320,113 @@ def _check(
             audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
         except Exception as error:  # whatever a constructor objects to, it must not cost the check
             unaudited = f"{type(error).__name__}: {error}"
-    queues = [RunQueue(cell, plan, widths, seeds, store(cell), workers, "check")]
-    if twin is not None:
-        queues.append(RunQueue(twin, plan, *control_axes(widths, seeds), store(twin), workers, "control"))
-    announce(queues)
-    done, *ran = [queue.finish() for queue in queues]
-    control = judge_control(ran[0].records, gate, twin_name) if ran else Control()
+    with threads_of_runs(plan.device, len(seeds)) as share:
+        queues = [RunQueue(cell, plan, widths, seeds, workers=workers or share, title="check")]
+        if twin is not None:
+            axes = control_axes(widths, seeds)
+            queues.append(RunQueue(twin[0], plan, *axes, workers=workers or share, title="control"))
+        for queue in queues:
+            _prepare(queue, store, reuse)
+        announce(queues)
+        done, *ran = [queue.finish() for queue in queues]
+    control = Control() if twin is None else judge_control(ran[0].records, gate, twin[1])
     return CoordCheck.from_records(
         done.records,
         gate,
         control=control,
         audit=audited,
         unaudited=unaudited,
-        readout=readout,
+        readout=cell.readout,
         skipped=done.skipped,
         config={**config, PARAMETERS: count_parameters(cell, widths)},
         versions=current_versions(),
-        corpus_sha256=corpus_sha256,
+        corpus_sha256=cell.corpus_sha256,
     )
+
+
+def _prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
+    """Gives a queue its store, and one run at a time where runs would disturb each other."""
+    behaviour = None
+    if not queue.cell.readable and (store is not None or queue.workers > 1):
+        behaviour = queue.try_out()
+    if queue.cell.draws is not False and not queue.cell.readable:
+        queue.workers = 1
+    if store is not None:
+        plan = {**vars(queue.plan), "device": str(queue.plan.device)}
+        determinants = {**queue.cell.determinants, "plan": plan, "behaviour": behaviour, "versions": current_versions()}
+        queue.store = RunStore(Path(store), determinants, reuse=reuse)
+
+
+def audit(
+    build: "Callable[[int], nn.Module]",
+    widths: Sequence[int] = (64, 128, 256),
+    optimizer: "Callable[[nn.Module], optim.Optimizer] | None" = None,
+    expect: str = "mup",
+) -> Audit:
+    """Audits how a model of yours is initialized, and how that and its learning rates scale. Nothing is trained.
+
+    Args:
+        build: From width to an initialized, parametrized model with the same parameter names at every width, or to such
+            a model and its optimizer; called with torch's global generator seeded.
+        widths: d_model, at least three distinct values.
+        optimizer: From model to its optimizer; None leaves learning rates and decays out.
+        expect: Whose exponents to expect, "mup" or "sp".
+
+    Returns:
+        The audit: its ``parameters`` (one row each), ``findings`` and ``verdict``.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+
+    Example:
+        >>> from torch import nn, optim
+        >>> def build(width):
+        ...     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
+        >>> report = audit(build, optimizer=lambda model: optim.Adam(model.parameters(), lr=1e-3))
+        >>> report.parameters.loc[[2], ["parameter", "std_exponent", "lr_exponent", "verdict"]].round(1).values.tolist()
+        [['2.weight', -0.5, 0.0, 'learning_rate']]
+    """
+    check_axes(widths, [0], 1, ["activation"])
+    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
+    return _audited(build, [int(width) for width in widths], optimizer, gate)
+
+
+def audit_cell(cell: "Cell", widths: Sequence[int], gate: GateConfig) -> Audit:
+    """Audits a cell on CPU, as :func:`audit` does a model.
+
+    Args:
+        cell: What is built.
+        widths: At least three.
+        gate: Whose exponents to expect, and how far beyond them still passes.
+    """
+    import torch
+
+    cpu = torch.device("cpu")
+    return _audited(
+        lambda width: cell.build(width, 0, cpu), widths, lambda model: cell.optimizer(model, min(widths)), gate
+    )
+
+
+def _audited(
+    build: "Callable[[int], nn.Module]",
+    widths: Sequence[int],
+    optimizer: "Callable[[nn.Module], optim.Optimizer] | None",
+    gate: GateConfig,
+) -> Audit:
+    import torch
+
+    from coordcheck.observe.parameters import measure
+
+    ascending = sorted(widths)
+    threads = torch.get_num_threads()
+    # on a machine that does other things, threads wait for each other longer than these short operations take
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            measured = measure(build, ascending, optimizer)
+    finally:
+        torch.set_num_threads(threads)
+    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent)
 
 
 def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:
@@ -227,47 +441,58 @@ def control_axes(widths: Sequence[int], seeds: Sequence[int]) -> tuple[list[int]
     return ordered[: max(3, len(ordered) - 2)], list(seeds)[:CONTROL_SEEDS]
 
 
-def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control:
-    """Whether a control's fault shows.
-
-    In what training did to it: a fault at step 0 would show without any training, so it says nothing of the learning
-    rate. Where changes are recorded only they count, else activations after step 0. A check that expects standard
-    parametrization has its control's fault in the initialization: there every curve counts.
-    """
-    judged = verdicts.judge(fit(records, gate.confidence), gate)
-    if gate.expect != Parametrization.sp:
-        changes = judged["kind"].isin(("delta", "effective_update"))
-        judged = judged[changes if changes.any() else judged["step"] > 0]
-    seen = judged[judged["verdict"].isin(("explodes", "nonfinite"))]
-    beyond = judged[(judged["verdict"] == "inconclusive") & (judged["slope"] > judged["expected_high"])]
-    beyond = beyond[beyond["excess"] > 0]
-    evidence = ""
-    if len(seen) or len(beyond):
-        worst = verdicts.worst_first(seen if len(seen) else beyond).iloc[0]
-        evidence = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {verdicts.describe(worst)}"
-    return Control(
-        twin=twin,
-        widths=sorted(int(width) for width in records["width"].unique()),
-        seeds=int(records["seed"].nunique()),
-        saw=bool(len(seen)),
-        evidence=evidence,
-        undecided=not len(seen) and bool(len(beyond)),
-    )
-
-
 def current_versions() -> dict[str, str]:
     """Of Python and of the packages that make the numbers."""
     packages = ("coordcheck", "torch", "mup", "numpy", "pandas")
     return {"python": python_version(), **{name: version(name) for name in packages}}
 
 
-def _store(cell: "Cell", config: CheckConfig, device: str) -> RunStore:
-    """Where runs of a configured cell or its control are kept, keyed by what their numbers depend on."""
-    determinants = {**cell.determinants, "device": device, "versions": current_versions()}
-    return RunStore(Path(config.runs), determinants, reuse=config.resume)
-
-
-def _adam(model: "nn.Module") -> "optim.Optimizer":
+@contextmanager
+def _generators_kept(device: "torch.device") -> Iterator[None]:
+    """Leaves torch's global generators as they were."""
     import torch
 
-    return torch.optim.Adam(model.parameters(), lr=1e-2)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _read_verdict(path: Path) -> dict[str, Any]:
+    """What :meth:`CoordCheck.from_records` takes besides records; the default gate alone if there is no such file."""
+    if not path.is_file():
+        return {"gate": default_gate()}
+    try:
+        said = json.loads(path.read_text())
+        gate = gate_from(said["config"]["gate"])
+        audited = said["audit"] is not None and (path.parent / AUDIT_TABLE).is_file()
+        return {
+            "gate": gate,
+            "control": Control(**said["control"]),
+            "audit": _read_audit(path.parent / AUDIT_TABLE, said["audit"], gate) if audited else None,
+            "readout": said["config"].get("readout", {}).get("name"),
+            **{name: said[name] for name in ("unaudited", "skipped", "config", "versions", "corpus_sha256")},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not what a check wrote ({type(error).__name__}: {error}). "
+            f"Without that file the records are judged by the default gate."
+        ) from error
+
+
+def _read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
+    """A stored audit, judged anew."""
+    # what is empty there is a word that is empty, not a number that is missing
+    words = ["tied_to", "update", "rules"]
+    table = pd.read_csv(path, dtype=dict.fromkeys(words, "str"))
+    table[words] = table[words].fillna("")
+    return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent)
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with every float that JSON lacks replaced by None, and enums by their values."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

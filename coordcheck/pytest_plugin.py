@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from coordcheck.result import CoordCheck
+    from coordcheck.check import CoordCheck
 
 BASELINES = "coordcheck_baselines"
 
@@ -45,21 +45,21 @@ class CheckedModel:
                 what to do, or the curve that changed most since the baseline.
         """
         __tracebackhide__ = True
-        from coordcheck.baseline import TOLERANCE, Baseline
-        from coordcheck.gate import gate_on_baseline, gate_on_theory
-        from coordcheck.result import PICTURE
+        from coordcheck.judge.baseline import TOLERANCE, Baseline
+        from coordcheck.judge.ruling import rule_by_baseline, rule_by_theory
+        from coordcheck.records.files import REPORT_PICTURE
 
         if self.update:
             Baseline.of(self.check).write(self.baseline)
             return
         if self.baseline.is_file():
-            gate = gate_on_baseline(self.check, Baseline.read(self.baseline), TOLERANCE)
+            ruling = rule_by_baseline(self.check, Baseline.read(self.baseline), TOLERANCE)
         else:
-            gate = gate_on_theory(self.check)
-        if gate.verdict != "pass":
+            ruling = rule_by_theory(self.check)
+        if ruling.verdict != "pass":
             first = "".join(map(str, self.check.findings[:1]))
-            said = gate.sentence if first in gate.sentence else f"{gate.sentence}\n{first}"
-            pytest.fail(f"{said}\nPicture: {self.directory / PICTURE}", pytrace=False)
+            said = ruling.sentence if first in ruling.sentence else f"{ruling.sentence}\n{first}"
+            pytest.fail(f"{said}\nPicture: {self.directory / REPORT_PICTURE}", pytrace=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,5 +1,8 @@
 """Shared by all tests: small cells, records made by hand, and skipping of what this machine cannot run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -9,11 +12,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from coordcheck.config import CheckConfig, default_gate, load
-from coordcheck.families import ConfiguredCell, make_cell
-from coordcheck.record import Recorder
-from coordcheck.train import RunPlan
+from coordcheck.config.load import default_gate, load
+from coordcheck.config.schema import CheckConfig
+from coordcheck.models.configured import ConfiguredCell
+from coordcheck.models.families import make_cell
+from coordcheck.observe.recorder import Recorder
+from coordcheck.run.train import RunPlan
 
+NO_TORCH = "import sys; sys.modules['torch'] = None; "
 TINY = ["model.depth=2", "data.batch=2", "data.context=16", "widths=[64,128,256]", "seeds=3"]
 
 
@@ -118,3 +124,23 @@ class Dispatched(TorchDispatchMode):
             if not func.is_view and func.overloadpacket is not torch.ops.aten.detach:
                 self.launched.append(str(func.overloadpacket))
         return result
+
+
+def command(directory, *arguments, entry="check", prelude=""):
+    """A command as a user runs it, begun in its own process."""
+    code = f"{prelude}import coordcheck.cli.{entry}; coordcheck.cli.{entry}.main()"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning:coordcheck", "-c", code, *arguments],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+
+
+def run(directory, *arguments, **kwargs):
+    """A command's exit code and what it printed."""
+    process = command(directory, *arguments, **kwargs)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err

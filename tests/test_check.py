@@ -13,10 +13,11 @@ from conftest import power, synthetic, tiny_config
 from torch import nn
 
 from coordcheck import CoordCheck, coord_check
-from coordcheck.check import check_config, control_axes, judge_control
-from coordcheck.config import load
-from coordcheck.result import Control
-from coordcheck.train import default_loss, to_device
+from coordcheck.check import check_config, control_axes
+from coordcheck.config.load import load
+from coordcheck.judge.control import Control, judge_control
+from coordcheck.run.device import to_device
+from coordcheck.run.loss import default_loss
 
 WIDTHS = ["widths=[64,128,256,512]", "model.depth=2", "data.batch=4"]
 
@@ -94,7 +95,7 @@ def test_logits_of_a_constant_readout_shrink_at_first(tmp_path, embedding):
 def test_logits_of_a_constant_readout_grow_in_standard_parametrization(tmp_path):
     check = checked(tmp_path, "parametrization=sp", "gate.expect=sp", "readout=constant", "steps=1")
     assert slope(check, "lm_head", "activation", 0) == pytest.approx(0.5, abs=0.03)
-    assert check.findings[0].module == "lm_head" and check.findings[0].verdict == "explodes"
+    assert check.findings[0].module == "lm_head" and check.findings[0].curve.verdict == "explodes"
     assert [(found.parameter, found.verdict) for found in check.audit.findings] == [("lm_head.weight", "init")]
 
 

@@ -1,7 +1,1 @@
-"""The transformers that coordcheck builds itself: structure only, no initialization and no training code."""
-
-from coordcheck.models.gpt import GPT
-from coordcheck.models.post_ln import PostLN
-from coordcheck.models.t5 import T5
-
-__all__ = ["GPT", "T5", "PostLN"]
+"""The models that a check builds: one family a file, each whole, and what they share."""

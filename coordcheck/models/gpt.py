@@ -14,7 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from coordcheck.config.schema import Init
+from coordcheck.models.configured import ConfiguredCell
+from coordcheck.models.initialize import Rule, Std
 from coordcheck.models.layers import Attention, FeedForward, make_norm, make_readout
+
+GPT2_STD = 0.02
 
 
 class Block(nn.Module):
@@ -99,3 +104,69 @@ class GPT(nn.Module):
         for block in self.blocks:
             x_BxLxD = block(x_BxLxD)
         return cast(Tensor, self.lm_head(self.ln_f(x_BxLxD)))
+
+
+class GPTCell(ConfiguredCell):
+    """A decoder of this project."""
+
+    def attention_scale(self, width: int) -> float:
+        """What q·k is multiplied by: K^-1/2 in SP; in muP proportional to 1/K and equal to SP at base width."""
+        base = self.config.base_width // self.heads(self.config.base_width)
+        head_size = width // self.heads(width)
+        return float(base**0.5 / head_size if self.in_mup else head_size**-0.5)
+
+    def structure(self, width: int) -> nn.Module:
+        """A GPT."""
+        c, model = self.config, self.config.model
+        heads = self.heads(width)
+        if heads % model.queries_per_key:
+            raise ValueError(
+                f"`model.queries_per_key` must divide the number of heads at every width; {model.queries_per_key} "
+                f"does not divide {heads} at width {width}. For example model.queries_per_key=2."
+            )
+        return GPT(
+            width,
+            heads,
+            self.attention_scale(width),
+            depth=model.depth,
+            vocab_size=c.data.vocab_size,
+            context=c.data.context,
+            bias=model.bias,
+            positions=model.positions,
+            tied=self.tied,
+            mup_multiplier=c.readout.multiplier if self.in_mup else None,
+            norm=model.norm,
+            feed_forward=model.feed_forward,
+            kv_heads=heads // model.queries_per_key,
+            qk_norm=model.qk_norm,
+        )
+
+    def rules(self) -> list[Rule]:
+        """Fan-in initialization, or GPT-2's.
+
+        Tensor Programs V (arXiv 2203.03466), table 8, which the mup package follows: hidden weights fan_in^-1/2
+        in standard and in muP, input weights, and the readout under mup's 1/width_mult multiplier, a constant.
+        """
+        return [
+            Rule("input", r"^wte\.weight$", self.embedding_std()),
+            Rule("input", r"^wpe\.weight$", Std(self.config.embedding.position_std)),
+            Rule("hidden", r"(?<!proj)\.weight$", self._hidden_std()),
+            Rule("hidden", r"attn\.proj\.weight$", self._hidden_std(residual=True)),
+            Rule("hidden", r"mlp\.proj\.weight$", self._hidden_std(residual=True, fan_in=4)),
+            Rule("readout", r"\.weight$", self.readout_std()),
+            Rule("vector", r"\.weight$", mean=1.0),
+            Rule("vector", r"\.bias$"),
+            Rule("fixed", r"_norm\.weight$", mean=1.0),
+        ]
+
+    def _hidden_std(self, *, residual: bool = False, fan_in: int = 1) -> Std:
+        """Of hidden weights whose fan-in is so many times the width; `residual` ones end a branch.
+
+        GPT-2 (Radford et al. 2019; Hugging Face modeling_gpt2.py) has 0.02 at every width, and 0.02 / sqrt(2 depth) at
+        the end of branches. In muP it has that at base width, and elsewhere what fan-in scaling makes of it.
+        """
+        c = self.config
+        if c.model.init == Init.fan_in:
+            return Std(1.0, -0.5)
+        std = GPT2_STD * ((2 * c.model.depth) ** -0.5 if residual else 1.0)
+        return Std(std * (fan_in * c.base_width) ** 0.5, -0.5) if self.in_mup else Std(std)

@@ -13,7 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from coordcheck.config.schema import Embedding
+from coordcheck.models.configured import ConfiguredCell
+from coordcheck.run.device import to_device
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -292,3 +296,40 @@ def _without_tokens_beyond(vocab_size: int, default: Mapping[str, Any]) -> dict[
 def _shifted(tokens: Tensor, first: Tensor) -> Tensor:
     """Tokens, (B, L), one position later, behind `first`, (B, 1)."""
     return torch.cat([first, tokens[:, :-1]], dim=1)
+
+
+class HFCell(ConfiguredCell):
+    """A model of Hugging Face transformers, initialized by transformers."""
+
+    def structure(self, width: int) -> nn.Module:
+        """The model; transformers writes it too, unless on ``meta``."""
+        return self._model(width, None)
+
+    def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
+        """A model on `device`, as transformers initializes it."""
+        return self._model(width, seed).to(device)
+
+    def _model(self, width: int, seed: int | None) -> nn.Module:
+        return build(self._scaled(width), seed)
+
+    def _scaled(self, width: int) -> Any:
+        c, model = self.config, self.config.model
+        return scaled_config(
+            model.config,
+            width,
+            self.heads(width),
+            depth=model.depth,
+            vocab_size=c.data.vocab_size,
+            context=c.data.context,
+            tied=None if self.config.embedding.name == Embedding.own else self.tied,
+            overrides=model.overrides,
+        )
+
+    def batch(self, seed: int, device: torch.device) -> Any:
+        """Arguments of the model: tokens to go on with, or for an encoder-decoder to read and to write."""
+        length = self.config.data.context
+        config = self._scaled(self.config.base_width)
+        if not config.is_encoder_decoder:
+            return to_device(make_batch(config, *self._corpus.batch(seed, self.config.data.batch, length)), device)
+        tokens, _ = self._corpus.batch(seed, self.config.data.batch, 2 * length)
+        return to_device(make_batch(config, tokens[:, :length], tokens[:, length:]), device)

@@ -4,7 +4,7 @@ Legend of the shape suffixes: B batch, L length, S length of what is attended to
 keys and values, K head size, F feed-forward, V vocabulary.
 
 A layer has no initialization code: models are built on the ``meta`` device, where a layer's own
-``reset_parameters`` touches no memory, and are written once by :mod:`coordcheck.initialize`.
+``reset_parameters`` touches no memory, and are written once by :mod:`coordcheck.models.initialize`.
 """
 
 from typing import cast

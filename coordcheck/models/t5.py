@@ -9,12 +9,15 @@ smaller instead; that, like all initialization, is left to others.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from coordcheck.models.configured import ConfiguredCell
+from coordcheck.models.initialize import Rule, Std
 from coordcheck.models.layers import Attention, FeedForward, RMSNorm, make_readout
+from coordcheck.run.device import to_device
 
 # section 2.1: rows of a position bias, and the distance from which on all share one
 BUCKETS = 32
@@ -154,3 +157,64 @@ class T5(nn.Module):
         memory_BxSxD = self.encoder(self.wte(tokens_BxS))
         x_BxLxD = self.decoder(self.wte(decoder_tokens_BxL), memory_BxSxD)
         return cast(Tensor, self.lm_head(self.readout_scale * x_BxLxD))
+
+
+class T5Cell(ConfiguredCell):
+    """An encoder-decoder of this project, which reads a text and writes on."""
+
+    def structure(self, width: int) -> nn.Module:
+        """A T5.
+
+        T5 folds the scale of attention into the init of q. In muP the scale is K_base / K: the same at base width, and
+        proportional to 1/K.
+        """
+        c, model = self.config, self.config.model
+        head_size, base = (w // self.heads(w) for w in (width, c.base_width))
+        # mup's multiplier takes the place of T5's D^-1/2 before a tied readout, and equals it at base width
+        multiplier = c.readout.multiplier * (c.base_width**-0.5 if self.tied else 1.0)
+        return T5(
+            width,
+            self.heads(width),
+            base / head_size if self.in_mup else 1.0,
+            encoder_depth=model.encoder_depth,
+            decoder_depth=model.decoder_depth,
+            vocab_size=c.data.vocab_size,
+            tied=self.tied,
+            mup_multiplier=multiplier if self.in_mup else None,
+            feed_forward=model.feed_forward,
+        )
+
+    def rules(self) -> list[Rule]:
+        """T5X's initializers (t5x examples/t5/layers.py): fan-in, q divided by sqrt(K), embeddings as configured.
+
+        Position biases are added to the logits of attention, so their std keeps the size that Hugging Face gives them
+        at base width (d^-1/2, modeling_t5.py).
+        """
+        c = self.config
+        head_size = c.base_width // self.heads(c.base_width)
+        bias = Std(c.base_width**-0.5)
+        return [
+            Rule("input", r"^wte\.weight$", self.embedding_std()),
+            Rule("input", r"position_bias\.weight$", bias),
+            Rule("fixed", r"position_bias\.weight$", bias),
+            Rule("hidden", r"\.q\.weight$", Std(head_size**-0.5, -0.5) if self.in_mup else self._q_std()),
+            Rule("hidden", r"(?<!\.q)\.weight$", Std(1.0, -0.5)),
+            Rule("readout", r"\.weight$", self.readout_std()),
+            Rule("vector", r"\.weight$", mean=1.0),
+        ]
+
+    def _q_std(self) -> Std:
+        """(D K)^-1/2 in standard parametrization, where K is D / H if the count of heads is fixed."""
+        model = self.config.model
+        return Std(model.heads**0.5, -1.0) if model.heads is not None else Std(model.head_size**-0.5, -0.5)
+
+    def batch(self, seed: int, device: torch.device) -> Any:
+        """What the encoder and the decoder read, and the decoder's targets: (B, L) each."""
+        length = self.config.data.context
+        inputs, targets = self._corpus.batch(seed, self.config.data.batch, 2 * length)
+        return to_device(((inputs[:, :length], inputs[:, length:]), targets[:, length:]), device)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean cross entropy of the decoder's tokens."""
+        inputs, targets = batch
+        return nn.functional.cross_entropy(model(*inputs).flatten(0, -2), targets.flatten())

@@ -36,7 +36,7 @@ T5_NAMES: Names = (
 
 
 def gpt2_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for a :class:`~coordcheck.models.GPT` with biases and learned positions.
+    """Weights for a :class:`~coordcheck.models.gpt.GPT` with biases and learned positions.
 
     Args:
         state: State dict of a ``GPT2LMHeadModel``, or a checkpoint, which lacks the tied readout.
@@ -59,7 +59,7 @@ def gpt2_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def t5_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for a :class:`~coordcheck.models.T5`.
+    """Weights for a :class:`~coordcheck.models.t5.T5`.
 
     Args:
         state: State dict of a ``T5ForConditionalGeneration``, or a checkpoint, which lacks the tied readout.

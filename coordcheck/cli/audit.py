@@ -1,0 +1,37 @@
+"""``coordcheck-audit``: who writes each parameter, and how it scales; nothing is trained."""
+
+import argparse
+from pathlib import Path
+
+from coordcheck.cli.command import EXIT_CODES, end, exit_code
+from coordcheck.config.load import file_name, load
+
+
+def main() -> None:
+    """``coordcheck-audit [HYDRA OVERRIDES]``: who writes each parameter and how it scales; nothing is trained."""
+    parser = argparse.ArgumentParser(
+        prog="coordcheck-audit",
+        description="Look at the parameters of a model at all widths, before the first step: who wrote each, and how "
+        f"its init, learning rate and weight decay scale with width. {EXIT_CODES}",
+    )
+    parser.add_argument("override", nargs="*", help="as for coordcheck, for example parametrization=sp")
+    parser.add_argument("--all", action="store_true", help="show every parameter, not only those that do not pass")
+    parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME as for coordcheck")
+    end(_audit, parser)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    config = load(arguments.override)
+    from coordcheck.check import audit_cell
+    from coordcheck.models.families import make_cell
+    from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT
+    from coordcheck.report.console import make_console, print_audit
+
+    cell = make_cell(config)
+    result = audit_cell(cell, config.widths, config.gate)
+    directory: Path = arguments.output or Path("checks") / file_name(config.name)
+    result.save(directory)
+    console = make_console()
+    print_audit(result, console, arguments.all)
+    console.print(f"Files in {directory}: {AUDIT_TEXT} {AUDIT_TABLE} {AUDIT_PICTURE}", markup=False)
+    return exit_code([result.verdict])

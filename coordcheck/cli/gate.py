@@ -1,0 +1,59 @@
+"""``coordcheck-gate``: a check held against stored slopes, or against theory alone, for CI."""
+
+import argparse
+import os
+from pathlib import Path
+
+from coordcheck.cli.command import end, exit_code, load_check, parser_of_checks
+
+
+def main() -> None:
+    """``coordcheck-gate DIR [--baseline FILE]``: a check held against stored slopes, or against theory alone."""
+    parser = parser_of_checks(
+        "coordcheck-gate",
+        "Hold a check against a baseline of its slopes, or without one against theory. GITHUB_STEP_SUMMARY gets "
+        "the result too, where that variable is set.",
+    )
+    parser.add_argument("directory", type=Path, help="a check's directory")
+    parser.add_argument("--baseline", type=Path, help="slopes stored earlier, JSON")
+    parser.add_argument("--update", action="store_true", help="write the baseline instead of comparing with it")
+    parser.add_argument("--tolerance", type=float, help="smallest change of an exponent that matters (default 0.05)")
+    parser.add_argument("--junit", type=Path, help="write JUnit's XML there")
+    parser.add_argument("--markdown", type=Path, help="write Markdown there")
+    end(_gate, parser)
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from coordcheck.judge.baseline import TOLERANCE, Baseline
+    from coordcheck.judge.ruling import rule_by_baseline, rule_by_theory
+    from coordcheck.records.files import write_atomically
+    from coordcheck.report.console import make_console
+    from coordcheck.report.junit import write_junit
+    from coordcheck.report.markdown import ruling_markdown
+
+    if arguments.baseline is None and (arguments.update or arguments.tolerance is not None):
+        raise ValueError(
+            "`--update` and `--tolerance` need `--baseline`. For example coordcheck-gate DIR --baseline slopes.json."
+        )
+    tolerance = TOLERANCE if arguments.tolerance is None else arguments.tolerance
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"`--tolerance` is a finite number, zero or more; got {tolerance}. For example 0.05.")
+    check = load_check(arguments.directory, arguments.format, arguments.expect)
+    if arguments.update:
+        Baseline.of(check).write(arguments.baseline)
+        print(f"baseline of {len(check.slopes)} curves written to {arguments.baseline}")
+        return 0
+    if arguments.baseline is None:
+        ruling = rule_by_theory(check)
+    else:
+        ruling = rule_by_baseline(check, Baseline.read(arguments.baseline), tolerance)
+    text = ruling_markdown(ruling)
+    make_console().print(text, markup=False)
+    if arguments.junit is not None:
+        write_junit(ruling, arguments.junit)
+    if arguments.markdown is not None:
+        write_atomically(arguments.markdown, lambda path: path.write_text(text))
+    if os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as summary:
+            summary.write(text)
+    return exit_code([ruling.verdict])

@@ -1,0 +1,47 @@
+"""``coordcheck-report``: tables and figures of stored records, without torch."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordcheck.cli.command import end, exit_code, home, load_check, parser_of_checks
+
+if TYPE_CHECKING:
+    from coordcheck.check import CoordCheck
+
+
+def main() -> None:
+    """``coordcheck-report DIR...``: rebuilds tables and figures from stored records, without torch."""
+    parser = parser_of_checks(
+        "coordcheck-report",
+        "Fit and judge stored records anew, and write their tables and figures.",
+    )
+    parser.add_argument("directory", nargs="+", type=Path, help="a check's directory, or one above several")
+    parser.add_argument("--summary", type=Path, help="where the summary of several checks goes; default: the first DIR")
+    end(_report, parser)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from coordcheck.records.merge import find_checks
+    from coordcheck.report.console import make_console, print_check
+    from coordcheck.report.summary import summarize
+
+    console = make_console()
+    named: list[Path] = arguments.directory
+    sources = named if arguments.format == "mup" else find_checks(named)
+    checks: dict[Path, CoordCheck] = {}
+    broken: list[str] = []
+    for path in sources:
+        try:
+            check = load_check(path, arguments.format, arguments.expect)
+            check.save(home(path, arguments.format))
+        except ValueError as error:
+            broken.append("error")
+            print(f"coordcheck-report: {error}", file=sys.stderr)
+            continue
+        checks[home(path, arguments.format)] = check
+        print_check(check, console, home(path, arguments.format))
+    if len(checks) > 1:
+        summarize(checks, arguments.summary or home(named[0], arguments.format), console)
+    return exit_code([*broken, *(check.verdict for check in checks.values())])

@@ -1,0 +1,164 @@
+"""From Hydra's merged configuration, or from plain values, to the dataclasses of the schema."""
+
+import hashlib
+from collections.abc import Mapping, Sequence, Set
+from importlib.resources import files
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from coordcheck.config.rules import check_gate, validate
+from coordcheck.config.schema import MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
+
+
+def register_schema() -> None:
+    """Tells Hydra the schema, under the names that ``configs/`` lists, and the functions that make names."""
+    store = ConfigStore.instance()
+    store.store(name="check_schema", node=CheckConfig)
+    for model, key in OPEN.items():
+        # any key below it can be set on the command line, without a plus; elsewhere a misspelt one fails
+        node = OmegaConf.create({key: {}})
+        OmegaConf.set_struct(node[key], False)
+        store.store(group="model", name=f"{model}_schema", node=node)
+    OmegaConf.register_new_resolver("file_name", file_name, replace=True)
+    OmegaConf.register_new_resolver("cell_name", cell_name, replace=True)
+
+
+def cell_name(model: DictConfig, *others: str) -> str:
+    """What names a check: its model, with what it is built from, and the groups whose options it does not own.
+
+    >>> cell_name(OmegaConf.create({"name": "own", "build": "mine.gpt.build", "args": {"depth": 4}}), "own", "adam")
+    'mine.gpt.build-depth=4-adam'
+    """
+    known = {key: model[key] for key in ("build", "config") if key in model and not OmegaConf.is_missing(model, key)}
+    names = [str(model.name), *map(str, known.values())] if "build" not in known else [str(known["build"])]
+    arguments = [f"{key}={value}" for key, value in model.get(OPEN.get(model.name, ""), {}).items()]
+    return "-".join([*names, *arguments, *(str(other) for other in others if str(other) != "own")]).replace("/", "_")
+
+
+def file_name(text: str) -> str:
+    """`text`, shortened so far that file systems take it as a name, and kept apart by a hash.
+
+    >>> file_name("readout=zero")
+    'readout=zero'
+    >>> len(file_name("x" * 999))
+    200
+    """
+    if len(text.encode()) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors="ignore") + f"-{digest}"
+
+
+def load(overrides: Sequence[str] = ()) -> CheckConfig:
+    """The configuration that ``coordcheck OVERRIDES`` runs.
+
+    Args:
+        overrides: Hydra overrides, for example ``["embedding=tied", "widths=[64,128,256]"]``.
+
+    Raises:
+        ValueError: if an override names an unknown key or option, or breaks a rule of :func:`validate`.
+
+    >>> load(["readout=constant"]).readout.name.value
+    'constant'
+    """
+    register_schema()
+    try:
+        with initialize_config_module("coordcheck.configs", version_base="1.3"):
+            return from_hydra(compose("check", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"overrides {list(overrides)}: {error}") from error
+
+
+def from_hydra(merged: DictConfig) -> CheckConfig:
+    """Turns Hydra's merged configuration into the dataclasses and checks their values.
+
+    Raises:
+        ValueError: see :func:`validate`.
+    """
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, CheckConfig)
+    config.model = model_from(config.model)
+    validate(config)
+    return config
+
+
+def model_from(values: Mapping[str, Any]) -> ModelConfig:
+    """A model from plain values, of the class that belongs to its name.
+
+    Raises:
+        ValueError: if the name is unknown, a key is unknown or missing, or a value has the wrong type.
+    """
+    if values.get("name") not in MODELS:
+        name = values.get("name")
+        raise ValueError(f"`model.name` is one of {list(MODELS)}; got {name!r}. For example model=gpt.")
+    schema = OmegaConf.create({"model": OmegaConf.structured(MODELS[values["name"]])})
+    try:
+        model = OmegaConf.to_object(OmegaConf.merge(schema, {"model": values}).model)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"`model` does not fit its schema: {error}") from error
+    assert isinstance(model, ModelConfig)
+    return model
+
+
+def flatten(config: Mapping[str, Any], without: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level with dotted keys.
+
+    >>> flatten({"steps": 4, "model": {"depth": 3}, "name": "check"}, without={"name"})
+    {'steps': 4, 'model.depth': 3}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in without:
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, prefix=f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def default_gate() -> GateConfig:
+    """The gate of ``configs/gate/default.yaml``."""
+    return gate_from(_group("gate/default.yaml"))
+
+
+def default_optimizer_config() -> OptimizerConfig:
+    """The optimizer of ``configs/optimizer/adam.yaml``."""
+    values = OmegaConf.merge(OmegaConf.structured(OptimizerConfig), _group("optimizer/adam.yaml"))
+    config = OmegaConf.to_object(values)
+    assert isinstance(config, OptimizerConfig)
+    return config
+
+
+def default_model(name: str) -> dict[str, Any]:
+    """The values of ``configs/model/NAME.yaml``."""
+    values: dict[str, Any] = _group(f"model/{name}.yaml")
+    values.pop("defaults", None)
+    return values
+
+
+def _group(path: str) -> Any:
+    text = files("coordcheck.configs").joinpath(path).read_text()
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+def gate_from(values: Any) -> GateConfig:
+    """A gate from plain values, for example those that a check stored.
+
+    Raises:
+        ValueError: if a key is unknown or a value has the wrong type or breaks a rule.
+    """
+    try:
+        gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), values))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"`gate` does not fit its schema: {error}") from error
+    assert isinstance(gate, GateConfig)
+    check_gate(gate)
+    return gate

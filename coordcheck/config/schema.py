@@ -1,0 +1,304 @@
+"""The schema of ``configs/`` as dataclasses: every key, its type and its options.
+
+Hydra merges the YAML files into these classes, so a misspelt key or a wrong type fails with its full name. The files
+hold every value; the classes hold none, so there is one place to read. What a type cannot say is in
+:mod:`coordcheck.config.rules`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
+# keys that say how a check is run and kept
+BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", PARAMETERS})
+NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
+
+
+class Parametrization(StrEnum):
+    """How init, multipliers and learning rates scale with width."""
+
+    mup = "mup"
+    sp = "sp"
+    own = "own"
+
+
+class Expect(StrEnum):
+    """Whose exponents slopes are held against."""
+
+    mup = "mup"
+    sp = "sp"
+
+
+class Positions(StrEnum):
+    """Position embeddings of a model."""
+
+    learned = "learned"
+    none = "none"
+
+
+class Embedding(StrEnum):
+    """Whether the readout has its own weight or the embedding's."""
+
+    untied = "untied"
+    tied = "tied"
+    tied_rescaled = "tied_rescaled"
+    own = "own"
+
+
+class Readout(StrEnum):
+    """How the readout is initialized."""
+
+    zero = "zero"
+    constant = "constant"
+    fan_in = "fan_in"
+    own = "own"
+
+
+class Norm(StrEnum):
+    """What normalizes."""
+
+    layer = "layer"
+    rms = "rms"
+
+
+class FeedForward(StrEnum):
+    """Nonlinearity and structure of a feed-forward layer."""
+
+    relu = "relu"
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"
+    geglu = "geglu"
+    swiglu = "swiglu"
+
+
+class Init(StrEnum):
+    """How hidden weights are initialized."""
+
+    fan_in = "fan_in"
+    gpt2 = "gpt2"
+
+
+class Scheme(StrEnum):
+    """Who initializes the kernels of a post-LN transformer."""
+
+    lecun_normal = "lecun_normal"
+    xavier_separate = "xavier_separate"
+    xavier_packed = "xavier_packed"
+    torch_layers = "torch_layers"
+    t_fixup = "t_fixup"
+
+
+class Optimizer(StrEnum):
+    """Which optimizer trains."""
+
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Source(StrEnum):
+    """Where tokens come from."""
+
+    stdlib = "stdlib"
+    file = "file"
+    tokens = "tokens"
+    zipf = "zipf"
+    scenes = "scenes"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; statistics are float32 in either case."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class ModelConfig:
+    """A model, all but its width: what every family has."""
+
+    name: str
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    """A transformer: heads of a fixed size whose count grows with width, or the reverse."""
+
+    head_size: int | None
+    heads: int | None
+
+
+@dataclass
+class GPTConfig(TransformerConfig):
+    """A decoder of this project, see :class:`coordcheck.models.gpt.GPT`."""
+
+    depth: int
+    bias: bool
+    positions: Positions
+    norm: Norm
+    feed_forward: FeedForward
+    queries_per_key: int
+    qk_norm: bool
+    init: Init
+
+
+@dataclass
+class T5Config(TransformerConfig):
+    """An encoder-decoder of this project, see :class:`coordcheck.models.t5.T5`."""
+
+    encoder_depth: int
+    decoder_depth: int
+    feed_forward: FeedForward
+
+
+@dataclass
+class PostLNConfig(TransformerConfig):
+    """The post-LN encoder-decoder of DETR, see :class:`coordcheck.models.post_ln.PostLN`."""
+
+    encoder_depth: int
+    decoder_depth: int
+    feed_forward_ratio: int
+    queries: int
+    eps: float
+    init: Scheme
+
+
+@dataclass
+class HFConfig(TransformerConfig):
+    """A model of Hugging Face transformers, see :mod:`coordcheck.models.hf`."""
+
+    config: str
+    depth: int
+    overrides: dict[str, Any]
+
+
+@dataclass
+class OwnConfig(ModelConfig):
+    """A user's own model by the dotted names of functions, see :mod:`coordcheck.models.own`."""
+
+    build: str
+    args: dict[str, Any]
+    optimizer: str | None
+    batch: str | None
+    inputs: list[str] | None
+    loss: str | None
+
+
+MODELS: dict[str, type[ModelConfig]] = {
+    "gpt": GPTConfig,
+    "t5": T5Config,
+    "post_ln": PostLNConfig,
+    "hf": HFConfig,
+    "own": OwnConfig,
+}
+OPEN = {"hf": "overrides", "own": "args"}  # by model, the key that takes any key below it
+
+
+@dataclass
+class ParametrizationConfig:
+    """A parametrization."""
+
+    name: Parametrization
+
+
+@dataclass
+class EmbeddingConfig:
+    """Token and position embeddings."""
+
+    name: Embedding
+    std: float
+    position_std: float
+
+
+@dataclass
+class ReadoutConfig:
+    """The layer from width to vocabulary."""
+
+    name: Readout
+    std: float | None
+    multiplier: float
+
+
+@dataclass
+class OptimizerConfig:
+    """An optimizer."""
+
+    name: Optimizer
+    lr: float
+    betas: list[float]
+    eps: float
+    momentum: float
+    weight_decay: float
+    decay_embedding: bool
+
+
+@dataclass
+class DataConfig:
+    """Token batches."""
+
+    name: Source
+    path: str | None
+    dtype: str
+    vocab_size: int
+    batch: int
+    context: int
+
+
+@dataclass
+class Tolerance:
+    """How far outside the expected range an interval may reach, per kind, in units of the exponent."""
+
+    explodes: dict[str, float]
+    vanishes: dict[str, float]
+    exponent: float
+
+
+@dataclass
+class DiagnosisConfig:
+    """What a diagnosis takes for certain, for the same, and for nothing."""
+
+    certain: float
+    same: float
+    exact: float
+    rounding: float
+    initial_loss: float
+
+
+@dataclass
+class GateConfig:
+    """What turns slopes into verdicts."""
+
+    expect: Expect
+    confidence: float
+    tolerance: Tolerance
+    diagnosis: DiagnosisConfig
+
+
+@dataclass
+class CheckConfig:
+    """One check of one cell."""
+
+    name: str
+    model: Any  # a ModelConfig, of the class that MODELS has for its name
+    parametrization: ParametrizationConfig
+    embedding: EmbeddingConfig
+    readout: ReadoutConfig
+    optimizer: OptimizerConfig
+    data: DataConfig
+    gate: GateConfig
+    widths: list[int]
+    base_width: int
+    seeds: int
+    first_seed: int
+    steps: int
+    kinds: list[str]
+    modules: list[str] | None
+    control: bool
+    audit: bool
+    device: str
+    precision: Precision
+    workers: int | None
+    resume: bool
+    runs: str
+    plots: str | None

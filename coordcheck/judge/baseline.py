@@ -1,0 +1,183 @@
+"""Slopes of a check held against slopes stored earlier: did this change how the model scales?
+
+A curve regressed if its change is beyond noise and beyond a tolerance. Beyond noise: Welch's t test of the
+seeds' slopes, with Holm's correction for the number of curves, so that a comparison of hundreds of them raises a
+false alarm as seldom as one; where it rejects, Welch's interval of the difference excludes 0 too.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from coordcheck.config.load import flatten
+from coordcheck.config.schema import NO_NUMBERS
+from coordcheck.judge.judgement import Judgement
+from coordcheck.judge.slopes import seed_slopes
+from coordcheck.judge.statistics import holm, t_interval, welch
+from coordcheck.records.files import write_atomically
+
+KEYS = ["module", "kind", "step"]
+TOLERANCE = 0.05
+FORMAT = 1
+DIGITS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """Stored slopes.
+
+    Attributes:
+        curves: For each (module, kind, step) its slope per seed; a word instead where there is none.
+        config: What was run, flat, without what does not bear on slopes.
+        corpus_sha256: Of the text.
+        versions: Of the packages.
+    """
+
+    curves: dict[tuple[str, str, int], list[float] | str]
+    config: dict[str, Any]
+    corpus_sha256: str | None
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, check: Judgement) -> "Baseline":
+        """The slopes of a check."""
+        per_seed = seed_slopes(check.records).groupby(KEYS)["slope"].agg(lambda s: s.dropna().tolist())
+        curves: dict[tuple[str, str, int], list[float] | str] = {}
+        for _, row in check.slopes.iterrows():
+            key = (str(row["module"]), str(row["kind"]), int(row["step"]))
+            curves[key] = _state(row) or [round(slope, DIGITS) for slope in per_seed[key]]
+        return cls(curves, flatten(check.config, without=NO_NUMBERS), check.corpus_sha256, check.versions)
+
+    def write(self, path: Path) -> None:
+        """Writes JSON with one line per curve, sorted, so that a diff shows what changed."""
+        config = json.dumps(self.config, sort_keys=True, default=str)
+        head = {
+            "format": FORMAT,
+            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+            "corpus_sha256": self.corpus_sha256,
+            "versions": self.versions,
+            "config": json.loads(config),
+        }
+        lines = [json.dumps(_line(key, self.curves[key])) for key in sorted(self.curves)]
+        text = json.dumps(head, indent=1)[:-2] + ',\n "curves": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+
+    @classmethod
+    def read(cls, path: Path) -> "Baseline":
+        """Reads what :meth:`write` wrote.
+
+        Raises:
+            ValueError: if the file is missing or not a baseline.
+        """
+        try:
+            said = json.loads(path.read_text())
+            if said["format"] != FORMAT:
+                raise KeyError(f"format {said['format']}")
+            curves = {(c["module"], c["kind"], c["step"]): c.get("state", c["seeds"]) for c in said["curves"]}
+            return cls(curves, said["config"], said["corpus_sha256"], said["versions"])
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"`--baseline` must be a file that coordcheck-gate wrote; got {path} ({error}). "
+                f"For example coordcheck-gate DIR --baseline {path} --update."
+            ) from error
+
+
+def _state(row: pd.Series) -> str | None:
+    """Why a curve has no slope, or None if it has one."""
+    if row["n_nonfinite"] > 0:
+        return "nonfinite"
+    if row["n_zero"] > 0:
+        return "zero"
+    return "unknown" if np.isnan(row["slope"]) else None
+
+
+def _line(key: tuple[str, str, int], slopes: list[float] | str) -> dict[str, Any]:
+    line: dict[str, Any] = dict(zip(KEYS, key, strict=True))
+    if isinstance(slopes, str):
+        return line | {"state": slopes, "seeds": []}
+    interval = [round(end, DIGITS) for end in t_interval(np.asarray(slopes), 0.95)] if len(slopes) > 1 else None
+    return line | {"slope": round(float(np.mean(slopes)), DIGITS), "interval": interval, "seeds": slopes}
+
+
+def refuse_another(baseline: Baseline, check: Judgement) -> None:
+    """Makes sure that a baseline is of the same configuration and corpus as a check.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    now = json.loads(json.dumps(flatten(check.config, without=NO_NUMBERS), default=str))
+    differing = [
+        f"{key}: {baseline.config.get(key)!r} in the baseline, {now.get(key)!r} now"
+        for key in sorted(baseline.config.keys() | now.keys())
+        if baseline.config.get(key) != now.get(key)
+    ]
+    if baseline.corpus_sha256 != check.corpus_sha256:
+        differing.append(
+            f"corpus_sha256: {baseline.corpus_sha256} in the baseline (Python {baseline.versions.get('python')}), "
+            f"{check.corpus_sha256} now (Python {check.versions.get('python')})"
+        )
+    if differing:
+        raise ValueError(
+            f"the baseline is of another check; these differ: {'; '.join(differing)}. Compare like with like, or "
+            f"write a new baseline: coordcheck-gate DIR --baseline FILE --update."
+        )
+
+
+def compare(
+    check: Judgement, baseline: Baseline, tolerance: float = TOLERANCE, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Each curve of a check beside the same curve of a baseline.
+
+    Args:
+        check: What the model does now.
+        baseline: What it did.
+        tolerance: Smallest change of an exponent that matters.
+        confidence: One minus the probability of any false alarm, over all curves together.
+
+    Returns:
+        One row per curve of either, largest change first among each status: ``module kind step status before now
+        change low high p``. ``status`` is "regressed", "undecided" (changed, but a single seed
+        says nothing of noise), "new", "vanished" or "same"; ``before`` and ``now`` are mean
+        slopes, NaN with a word in ``note`` where there is none; ``low high`` Welch's interval of the change and
+        ``p`` its p-value after Holm's correction.
+
+    Raises:
+        ValueError: see :func:`refuse_another`.
+    """
+    refuse_another(baseline, check)
+    now = Baseline.of(check)
+    keys = [*now.curves, *(key for key in baseline.curves if key not in now.curves)]
+    table = pd.DataFrame([_compare_one(key, baseline.curves.get(key), now.curves.get(key)) for key in keys])
+    table["p"] = holm(table["p"].to_numpy(dtype=float))
+    moved = (table["change"].abs() > tolerance) & (table["p"] < 1 - confidence)
+    other = (table["status"] == "same") & (table["note"] != "")
+    table["status"] = table["status"].where(~(moved | other), "regressed")
+    alone = (table["change"].abs() > tolerance) & np.isinf(table["high"])
+    table["status"] = table["status"].where(~alone, "undecided")
+    rank = table["status"].map({"regressed": 0, "undecided": 1, "vanished": 2, "new": 3, "same": 4})
+    order = pd.DataFrame({"rank": rank, "size": -table["change"].abs().fillna(np.inf)})
+    return table.loc[order.sort_values(["rank", "size"], kind="stable").index].reset_index(drop=True)
+
+
+def _compare_one(
+    key: tuple[str, str, int], before: list[float] | str | None, now: list[float] | str | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
+    row |= {"status": "same", "before": _mean(before), "now": _mean(now)}
+    row |= {"change": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "note": ""}
+    if before is None or now is None:
+        return row | {"status": "new" if before is None else "vanished"}
+    if isinstance(before, str) or isinstance(now, str):
+        words = [value if isinstance(value, str) else "a slope" for value in (before, now)]
+        return row | {"note": "" if before == now else f"was {words[0]}, is {words[1]}"}
+    change, half, p = welch(np.asarray(before), np.asarray(now))
+    return row | {"change": change, "low": change - half, "high": change + half, "p": p}
+
+
+def _mean(slopes: list[float] | str | None) -> float:
+    return float(np.mean(slopes)) if isinstance(slopes, list) and slopes else np.nan

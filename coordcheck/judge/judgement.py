@@ -1,0 +1,144 @@
+"""Records of one cell, judged: slopes, verdict, findings, and what was known besides. Data alone, without torch.
+
+Made from records wherever they were recorded, so that stored ones are judged anew. Who writes files or draws is above.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pandas as pd
+
+from coordcheck.config.schema import GateConfig
+from coordcheck.judge import verdict as verdicts
+from coordcheck.judge.audit import AuditResult
+from coordcheck.judge.control import MORE, Control
+from coordcheck.judge.diagnose import diagnose
+from coordcheck.judge.finding import Finding
+from coordcheck.judge.loss import InitialLoss
+from coordcheck.judge.slopes import fit
+from coordcheck.records.schema import cell_columns, check_records, repeated_seeds
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Judgement:
+    """What records of one cell say.
+
+    Attributes:
+        records: One row per (cell, width, seed, step, module, kind).
+        slopes: One row per curve, with its expected range and verdict.
+        verdict: "pass", "fail" or "inconclusive".
+        findings: Where faults start, with cause and advice, what explains most first; then what is undecided.
+        control: What the control showed.
+        audit: What was known before the first step; None if it was turned off or failed.
+        unaudited: Why it failed.
+        gate: What turned slopes into verdicts.
+        skipped: One sentence for each width that could not run.
+        config: What was run, JSON-serializable.
+        versions: Of Python and of the packages that made the numbers.
+        corpus_sha256: Of the text, where there was one.
+    """
+
+    records: pd.DataFrame
+    slopes: pd.DataFrame
+    verdict: str
+    findings: list[Finding]
+    control: Control
+    audit: AuditResult | None
+    unaudited: str
+    gate: GateConfig
+    skipped: list[str]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    corpus_sha256: str | None
+
+    @classmethod
+    def from_records(
+        cls,
+        records: pd.DataFrame,
+        gate: GateConfig,
+        *,
+        control: Control | None = None,
+        audit: AuditResult | None = None,
+        unaudited: str = "",
+        readout: str | None = None,
+        skipped: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+        corpus_sha256: str | None = None,
+    ) -> Self:
+        """Fits and judges records of one cell, wherever they were recorded.
+
+        Raises:
+            ValueError: see :func:`coordcheck.records.schema.check_records`, or if there are several cells.
+        """
+        check_records(records)
+        names = cell_columns(records)
+        cells = records[names].drop_duplicates()
+        if names and len(cells) > 1:
+            raise ValueError(
+                f"a check judges one cell; these records hold {len(cells)}: {cells.to_dict('records')}. "
+                f"For example records.groupby({list(cells.columns)}), one directory each."
+            )
+        if repeated := repeated_seeds(records):
+            warnings.warn(
+                f"seeds {repeated} repeat the numbers of an earlier seed bit for bit, so they count as one: `build` "
+                f"seems to seed itself. Let it draw from torch's global generator, or give `batch` as a function of "
+                f"the seed.",
+                stacklevel=2,
+            )
+        control = Control() if control is None else control
+        initial_loss = InitialLoss.of(records)
+        judged = verdicts.judge(fit(records, gate.confidence), gate, readout, initial_loss)
+        findings = diagnose(records, judged, gate, audit, control.saw)
+        return cls(
+            records=records,
+            slopes=judged,
+            verdict=verdicts.overall(judged, control.saw, {finding.fault for finding in findings if finding.fault}),
+            findings=findings,
+            control=control,
+            audit=audit,
+            unaudited=unaudited,
+            gate=gate,
+            skipped=list(skipped),
+            config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
+            versions=dict(versions or {}),
+            corpus_sha256=corpus_sha256,
+        )
+
+    def cell(self) -> str:
+        """What was checked, its widths and seeds, on one line."""
+        first = self.records.iloc[0]
+        widths = sorted(self.records["width"].unique())
+        return " · ".join(
+            [
+                *(str(first[name]) for name in cell_columns(self.records)),
+                f"widths {widths[0]}–{widths[-1]} ({len(widths)})",
+                f"{self.records['seed'].nunique()} seeds",
+            ]
+        )
+
+    def sentence(self) -> str:
+        """The verdict and its reason."""
+        counts = self.slopes["verdict"].value_counts()
+        if self.verdict == "fail":
+            at_fault = int(counts[counts.index.isin(verdicts.FAILURES)].sum())
+            return (
+                f"FAIL: {at_fault} of {len(self.slopes)} curves {'is' if at_fault == 1 else 'are'} at fault. "
+                f"First at fault: {self.findings[0]}"
+            )
+        if self.verdict == "pass":
+            widths = "every width" if not self.skipped else f"every width that ran ({'; '.join(self.skipped)})"
+            return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at {widths}."
+        if self.control.undecided:
+            return (
+                "INCONCLUSIVE: the control's fault shows, but not for certain, so a fault of this model might not "
+                f"either. {MORE}"
+            )
+        if self.control.saw is False:
+            return "INCONCLUSIVE: the control's fault was not seen, so a fault of this model would not be either."
+        if self.findings[0].fault:
+            return f"INCONCLUSIVE: {self.findings[0]}"
+        undecided = int(counts.get("inconclusive", 0))
+        return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided. {self.findings[0]}"

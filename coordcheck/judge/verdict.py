@@ -1,0 +1,154 @@
+"""Slopes and expectations to verdicts: of each curve, and of a check."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from coordcheck.config.schema import GateConfig
+from coordcheck.judge.loss import InitialLoss
+from coordcheck.judge.slopes import MIN_WIDTHS
+from coordcheck.judge.theory import expected
+from coordcheck.records.schema import LOSS, ROOT
+
+FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
+
+
+def judge(
+    slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None, initial_loss: InitialLoss | None = None
+) -> pd.DataFrame:
+    """Adds to each curve what was expected of it and its verdict.
+
+    Args:
+        slopes: As :func:`coordcheck.judge.slopes.fit` returns.
+        gate: Whose exponents, and how far beyond them still passes.
+        readout: The readout's init where known, see :func:`coordcheck.judge.theory.expected`.
+        initial_loss: Where it is too high, it may not grow with width.
+
+    Returns:
+        `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
+        slope lies outside the range and its tolerance (negative inside), and ``source``: who says what was expected.
+    """
+    ranges = [
+        expected(gate.expect, role, kind, step, readout)
+        for role, kind, step in zip(slopes["role"], slopes["kind"], slopes["step"], strict=True)
+    ]
+    if initial_loss is not None and initial_loss.exceeds_chance(gate.diagnosis.initial_loss):
+        starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
+        ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
+    judged = slopes.copy()
+    position = judged.columns.get_loc("ci_high")
+    assert isinstance(position, int)
+    judged.insert(position + 1, "expected_low", [r.low for r in ranges])
+    judged.insert(position + 2, "expected_high", [r.high for r in ranges])
+    judged.insert(position + 3, "verdict", "")
+    sources = [r.source for r in ranges]
+    zero_is_due = _zero_is_due(slopes, readout)
+    judged = _against_range(judged, gate, zero_is_due).assign(source=sources)
+    multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact)
+    if not multiplied.any():
+        return judged
+    judged["expected_low"] += multiplied
+    judged["expected_high"] += multiplied
+    return _against_range(judged, gate, zero_is_due)
+
+
+def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Series) -> pd.DataFrame:
+    """Fills in the verdict of each curve, and how far it lies beyond its range and tolerance."""
+    low = judged["expected_low"] - judged["kind"].map(gate.tolerance.vanishes).astype(float)
+    high = judged["expected_high"] + judged["kind"].map(gate.tolerance.explodes).astype(float)
+    verdict = np.select(
+        [
+            judged["n_nonfinite"] > 0,
+            ((judged["n_zero"] == judged["n_runs"]) & zero_is_due) | ((judged["role"] == LOSS) & np.isinf(high)),
+            judged["n_zero"] > 0,
+            judged["n_widths"] < MIN_WIDTHS,
+            judged["ci_low"] > high,
+            judged["ci_high"] < low,
+            (judged["ci_low"] >= low) & (judged["ci_high"] <= high),
+        ],
+        ["nonfinite", "pass", "dead", "inconclusive", "explodes", "vanishes", "pass"],
+        default="inconclusive",
+    )
+    return judged.assign(verdict=verdict, excess=np.fmax(judged["slope"] - high, low - judged["slope"]))
+
+
+def _multiplied_afterwards(judged: pd.DataFrame, exact: float) -> pd.Series:
+    """By which power of width less each curve of a readout grows in what the model returns: 0, or one constant.
+
+    A model may multiply its logits by 1/width after the readout instead of the readout's input before it. The logits
+    are then right, and the readout is as much larger as its multiplier is missing, at every step exactly.
+    """
+    shift = pd.Series(0.0, judged.index)
+    returned = judged[judged["module"].str.startswith(ROOT)]
+    for _, whole in returned.groupby("module"):
+        if whole["verdict"].isin(FAILURES).any():
+            continue
+        slopes = whole.set_index(["kind", "step"])["slope"]
+        readouts = judged[(judged["role"] == "readout") & ~judged["module"].str.startswith(ROOT)]
+        for _, mine in readouts.groupby("module"):
+            difference = (mine.set_index(["kind", "step"])["slope"] - slopes).dropna()
+            if len(difference) and difference.std(ddof=0) < exact and abs(difference.mean()) > exact:
+                shift[mine.index] = difference.mean()
+    return shift
+
+
+def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
+    """Where a curve may be exactly zero.
+
+    At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
+    gradient passes the readout, so at step 1 nothing before it has changed. Zero queries hold the gradient of the keys
+    back for a step more, and so on: that a layer has no gradient or update of its own counts at the last step only.
+    """
+    first = slopes["step"] == 0
+    logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
+    of_layers = logits[~logits["module"].str.startswith(ROOT)]  # what a model returns may be a sigmoid of its logits
+    logits = of_layers if len(of_layers) else logits
+    last = logits[logits["order"] == logits["order"].max()]
+    starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
+    final = slopes.groupby("kind")["step"].transform("max")
+    waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < final)
+    before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
+    before_readout = (slopes["step"] == 1) & before & starts_at_zero
+    due: pd.Series = first | waiting | before_readout
+    return due
+
+
+def overall(judged: pd.DataFrame, control_saw: bool | None, faults: Collection[str] = ()) -> str:
+    """The verdict of a check.
+
+    Args:
+        judged: As :func:`judge` returns.
+        control_saw: Whether the control failed, as it must; None if there was none.
+        faults: Classes of what was found, see :data:`coordcheck.judge.diagnose.evidence.FAULT_CLASSES`.
+
+    Returns:
+        "fail" if anything is at fault; else "inconclusive" if the control passed, or if any curve is
+        undecided; else "pass". Where the control passed too, what is exactly zero shows training too gentle to
+        see, not a fault; where changes drown in rounding, only step 0 counts; where runs differ in what they must
+        share, no curve tells of the model.
+    """
+    if "harness" in faults:
+        return "inconclusive"
+    at_fault = judged[judged["verdict"].isin(FAILURES)]
+    if "gentle" in faults:
+        at_fault = at_fault[at_fault["step"] == 0]
+    too_gentle = control_saw is False and bool((at_fault["verdict"] == "dead").all())
+    if (len(at_fault) and not too_gentle) or {*faults} - {"gentle"}:
+        return "fail"
+    if "gentle" in faults or control_saw is False or (judged["verdict"] == "inconclusive").any():
+        return "inconclusive"
+    return "pass"
+
+
+def worst_first(judged: pd.DataFrame) -> pd.DataFrame:
+    """Curves at fault, then undecided ones, then the rest, each by how far they lie outside their range."""
+    rank = judged["verdict"].map({name: i for i, name in enumerate((*FAILURES[:2], "explodes", "vanishes"))})
+    rank = rank.where(~judged["verdict"].isin(("explodes", "vanishes")), 2)
+    rank = rank.fillna(judged["verdict"].map({"inconclusive": 3, "pass": 4}))
+    return (
+        judged.assign(rank=rank)
+        .sort_values(["rank", "excess", "order", "step"], ascending=[True, False, True, True], kind="stable")
+        .drop(columns="rank")
+    )

@@ -1,0 +1,168 @@
+"""What the families of a configuration share: base shapes, initialization, optimizer, text."""
+
+import dataclasses
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any
+
+import mup
+import torch
+from torch import Tensor, nn
+
+from coordcheck.config.load import default_model
+from coordcheck.config.rules import head_count
+from coordcheck.config.schema import NO_NUMBERS, CheckConfig, Embedding, Parametrization, ParametrizationConfig, Readout
+from coordcheck.models.initialize import Rule, Std, initialize
+from coordcheck.models.layers import materialize
+from coordcheck.models.optimizers import make_optimizer
+from coordcheck.models.text import Corpus, load_corpus
+from coordcheck.observe.roles import infshapes, roles, shapes
+from coordcheck.run.cell import META, Cell
+from coordcheck.run.device import to_device
+from coordcheck.run.loss import default_loss
+
+SIZES = ("config", "depth", "encoder_depth", "decoder_depth", "head_size", "heads")
+
+
+class ConfiguredCell(Cell):
+    """A cell that a configuration describes.
+
+    A family says its structure and its rules of initialization; it may have a batch and a loss of its own.
+
+    Args:
+        config: Validated.
+    """
+
+    def __init__(self, config: CheckConfig):
+        self.config = config
+
+    @property
+    def readout(self) -> str | None:  # type: ignore[override]
+        """The readout's init where it is known what it should be."""
+        return None if self.config.readout.name == Readout.own else self.config.readout.name
+
+    @cached_property
+    def columns(self) -> dict[str, str]:  # type: ignore[override]
+        """Labels that say all that makes the cell."""
+        c = self.config
+        readout = "" if c.readout.std is None else f" std={c.readout.std:g}"
+        return {
+            "model": self.describe_model(),
+            "parametrization": f"{c.parametrization.name}",
+            "embedding": f"{c.embedding.name}",
+            "readout": f"{c.readout.name}{readout}",
+            "optimizer": f"{c.optimizer.name} lr={c.optimizer.lr:g}",
+        }
+
+    def describe_model(self) -> str:
+        """Name, size, and what differs from the family's file in ``configs/model``."""
+        values, usual = vars(self.config.model), default_model(self.config.model.name)
+        unusual = [name for name, value in values.items() if name not in ("name", *SIZES) and value != usual[name]]
+        sizes = [name for name in SIZES if values.get(name) is not None]
+        return " ".join([self.config.model.name, *(f"{name}={values[name]}" for name in (*sizes, *unusual))])
+
+    @property
+    def determinants(self) -> dict[str, Any]:  # type: ignore[override]
+        """Values of the configuration that bear on numbers, and the text."""
+        values = dataclasses.asdict(self.config)
+        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
+        return {**numbers, "corpus": self.corpus_sha256}
+
+    @cached_property
+    def corpus_sha256(self) -> str | None:  # type: ignore[override]
+        """Hash of the text, where there is one."""
+        return self._corpus.sha256
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return load_corpus(self.config.data)
+
+    @cached_property
+    def _base_infshapes(self) -> dict[str, Any]:
+        """Mup's base shapes, from a base and a delta model without memory."""
+        base, delta = (self.on_meta(factor * self.config.base_width) for factor in (1, 2))
+        result: dict[str, Any] = mup.make_base_shapes(base, delta)
+        return result
+
+    @cached_property
+    def roles(self) -> dict[str, str]:  # type: ignore[override]
+        """Role of each parameter, by name."""
+        narrow, wide = (self.on_meta(factor * self.config.base_width) for factor in (1, 2))
+        return roles(narrow, infshapes(shapes(narrow), shapes(wide)))
+
+    @property
+    def in_mup(self) -> bool:
+        """Whether muP parametrizes it."""
+        return self.config.parametrization.name == Parametrization.mup
+
+    @property
+    def tied(self) -> bool:
+        """Whether the readout's weight is the embedding's."""
+        return self.config.embedding.name in (Embedding.tied, Embedding.tied_rescaled)
+
+    def heads(self, width: int) -> int:
+        """Number of attention heads."""
+        return head_count(self.config.model, width)
+
+    def on_meta(self, width: int) -> nn.Module:
+        """The model without memory."""
+        with META:
+            return self.structure(width)
+
+    def runnable_on_meta(self, width: int) -> nn.Module:
+        """The model without memory, with the base shapes that mup's readouts ask for."""
+        model = self.on_meta(width)
+        if self.in_mup:
+            mup.set_base_shapes(model, self._base_infshapes, rescale_params=False)
+        return model
+
+    @abstractmethod
+    def structure(self, width: int) -> nn.Module:
+        """The model, uninitialized; called on ``meta``."""
+
+    def rules(self) -> list[Rule]:
+        """What :func:`coordcheck.models.initialize.initialize` writes; nothing where a library initializes."""
+        return []
+
+    def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
+        """A model on `device`, every parameter written once."""
+        model = materialize(self.on_meta(width), device)
+        initialize(model, self.roles, self.rules(), torch.Generator(device).manual_seed(seed))
+        if self.in_mup:
+            # Our table writes muP's values, so mup has nothing to rescale, as it would for torch's own fan-in init.
+            # `tied_rescaled` lets it, as the released package does: the shared weight is then multiplied by
+            # sqrt(width_mult), and with it the embedding (https://github.com/microsoft/mup/issues/55).
+            rescale = self.config.embedding.name == Embedding.tied_rescaled
+            mup.set_base_shapes(model, self._base_infshapes, rescale_params=rescale)
+        return model
+
+    def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
+        """An optimizer of its parameters."""
+        return make_optimizer(model, self.config.optimizer, self.config.parametrization.name)
+
+    def batch(self, seed: int, device: torch.device) -> Any:
+        """Inputs and targets, (B, L) each."""
+        data = self.config.data
+        return to_device(self._corpus.batch(seed, data.batch, data.context), device)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean cross entropy."""
+        return default_loss(model, batch)
+
+    def in_sp(self) -> "ConfiguredCell":
+        """The twin in standard parametrization, at the same learning rate."""
+        sp = ParametrizationConfig(Parametrization.sp)
+        return type(self)(dataclasses.replace(self.config, parametrization=sp))
+
+    def readout_std(self) -> Std:
+        """The readout's init, under mup's multiplier in muP."""
+        c = self.config
+        return {
+            Readout.zero: Std(0.0),
+            Readout.constant: Std(c.base_width**-0.5 if c.readout.std is None else c.readout.std),
+            Readout.fan_in: Std(1.0 if c.readout.std is None else c.readout.std, -0.5),
+        }[c.readout.name]
+
+    def embedding_std(self) -> Std:
+        """The token embedding's init: a tied one has the readout's."""
+        return self.readout_std() if self.tied else Std(self.config.embedding.std)

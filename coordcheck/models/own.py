@@ -1,0 +1,289 @@
+"""A user's own model, from functions or, in a configuration, from their dotted names.
+
+What a user's functions do is not readable, so stored runs are kept by what they did: see
+:meth:`coordcheck.run.queue.RunQueue.try_out` and :func:`source_hash`.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from coordcheck.config.load import default_optimizer_config
+from coordcheck.config.schema import NO_NUMBERS, CheckConfig, OptimizerConfig, OwnConfig, Parametrization
+from coordcheck.models.optimizers import make_optimizer
+from coordcheck.models.text import load_corpus
+from coordcheck.observe.optimizer import check_optimizer
+from coordcheck.observe.roles import infshapes, roles, shapes
+from coordcheck.run.cell import META, Cell
+from coordcheck.run.device import to_device
+from coordcheck.run.loss import default_loss
+
+Built = nn.Module | tuple[nn.Module, torch.optim.Optimizer]
+
+
+class OwnCell(Cell):
+    """A cell made of a user's functions; see :func:`coordcheck.coord_check` for them.
+
+    Args:
+        build: From width to a model, or to a model and its optimizer.
+        batch: A batch, or a function from seed to one.
+        optimizer: From model to an optimizer, where `build` returns none.
+        loss: From model and batch to a scalar; None for :func:`coordcheck.run.loss.default_loss`.
+        widths: At which the model will be built; its parameters are compared over them.
+        name: Of the model, for reports; None for that of `build`.
+        determinants: What its numbers depend on besides the functions; JSON-serializable.
+
+    Raises:
+        ValueError: if one is no function, parameter names differ between widths, or nothing grows with width.
+    """
+
+    readable = False
+
+    def __init__(
+        self,
+        build: Callable[[int], Built],
+        batch: Any,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        loss: Callable[[nn.Module, Any], Tensor] | None,
+        widths: Sequence[int],
+        *,
+        name: str | None = None,
+        determinants: Mapping[str, Any] | None = None,
+    ):
+        check_functions(build, optimizer, loss)
+        self._build = build
+        self._batch = batch
+        self._optimizer = optimizer
+        self._loss = default_loss if loss is None else loss
+        self._built_with: WeakKeyDictionary[nn.Module, torch.optim.Optimizer] = WeakKeyDictionary()
+        self.cross_entropy = loss is None
+        self.draws = None
+        self._drew = False
+        self.roles = self._roles(sorted(widths))
+        smallest = min(widths)
+        self.columns = {
+            "model": getattr(build, "__qualname__", type(build).__name__) if name is None else name,
+            "optimizer": _describe(self.optimizer(self._model(smallest), smallest)),
+        }
+        self.determinants = {**(determinants or {}), "cell": self.columns, "source": source_hash()}
+
+    @classmethod
+    def configured(cls, config: CheckConfig) -> "OwnCell":
+        """The cell that a configuration names.
+
+        Raises:
+            ValueError: if a name cannot be imported, or what it names cannot be used.
+        """
+        model = config.model
+        assert isinstance(model, OwnConfig)
+        build = import_dotted("build", model.build)
+        try:
+            inspect.signature(build).bind(min(config.widths), **model.args)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`model.args` are keyword arguments of {model.build}, after the width; got {model.args} ({error}). "
+                f"For example model.args.depth=4 for def build(width, depth=2)."
+            ) from error
+        corpus = None if model.batch is not None else load_corpus(config.data)
+        values = dataclasses.asdict(config)
+        arguments = (f"{name}={value}" for name, value in model.args.items())
+        cell = cls(
+            partial(build, **model.args),
+            _text_batch(config, model.inputs) if model.batch is None else import_dotted("batch", model.batch),
+            _optimizer(config.optimizer) if model.optimizer is None else import_dotted("optimizer", model.optimizer),
+            None if model.loss is None else import_dotted("loss", model.loss),
+            config.widths,
+            name=" ".join([model.build, *arguments]),
+            determinants={key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}},
+        )
+        cell.corpus_sha256 = None if corpus is None else corpus.sha256
+        return cell
+
+    def on_meta(self, width: int) -> nn.Module:
+        """The structure of the user's model, on ``meta`` where its constructor allows that."""
+        try:
+            with META:
+                return self._model(width)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            return self._model(width)
+
+    def runnable_on_meta(self, width: int) -> nn.Module | None:
+        """None: a user's forward pass may keep what it made, and a table without memory would break the runs."""
+        return None
+
+    def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
+        """The user's model, built with torch's global generator seeded."""
+        torch.manual_seed(seed)
+        return self._model(width).to(device)
+
+    def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
+        """The optimizer that came with the model, else the user's.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        return self._built_with.get(model) or check_optimizer(self._optimizer(model))
+
+    def batch(self, seed: int, device: torch.device) -> Any:
+        """The user's batch."""
+        return to_device(self._batch(seed) if callable(self._batch) else self._batch, device)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The user's loss; dropout draws the same mask at every step, or deltas would be the masks' difference."""
+        if self.draws is False:
+            return self._loss(model, batch)
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        loss = self._loss(model, batch)
+        self._drew = self._drew or not torch.equal(before, torch.get_rng_state())
+        return loss
+
+    def tried_out(self, recomputes: bool) -> None:
+        """Settles whether training draws random numbers; what a backward pass repeats sets their generator."""
+        self.draws = self._drew or recomputes
+
+    def _model(self, width: int) -> nn.Module:
+        built = self._build(width)
+        if not isinstance(built, tuple):
+            return built
+        if len(built) != 2:
+            raise ValueError(
+                f"`build` returns a model, or (model, optimizer); got a tuple of {len(built)}. "
+                f"For example return model, torch.optim.Adam(model.parameters(), lr=1e-3)."
+            )
+        model, optimizer = built
+        self._built_with[model] = check_optimizer(optimizer)
+        return model
+
+    def _roles(self, widths: Sequence[int]) -> dict[str, str]:
+        """Roles from the parameters' shapes at every width."""
+        narrowest = self.on_meta(widths[0])
+        for width in widths[1:]:
+            grown = infshapes(shapes(narrowest), shapes(self.on_meta(width)))
+        return roles(narrowest, grown)
+
+
+def check_functions(build: object, optimizer: object, loss: object) -> None:
+    """Makes sure that a user gave functions, not what they should return.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if isinstance(build, nn.Module) or not callable(build):
+        raise ValueError(
+            f"`build` is a function from width to a new model; got {_kind(build)}. "
+            f"For example build=lambda width: nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))."
+        )
+    if isinstance(optimizer, type) or not callable(optimizer):
+        name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise ValueError(
+            f"`optimizer` is a function from model to its optimizer; got {_kind(optimizer)}. "
+            f"For example optimizer=lambda model: torch.optim.{name if hasattr(torch.optim, name) else 'Adam'}"
+            f"(model.parameters(), lr=1e-3)."
+        )
+    if loss is not None and (isinstance(loss, nn.Module | type) or not callable(loss) or _takes_targets(loss)):
+        raise ValueError(
+            f"`loss` is a function of model and batch; got {_kind(loss)}. "
+            f"For example loss=lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1])."
+        )
+
+
+def _kind(value: object) -> str:
+    """What a value is, in words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"the function {value.__qualname__}" if inspect.isroutine(value) else f"an object of {type(value).__name__}"
+
+
+def _takes_targets(loss: Callable[..., Any]) -> bool:
+    """Whether this is a loss of outputs and targets, as torch.nn.functional has them."""
+    try:
+        return list(inspect.signature(loss).parameters)[:2] == ["input", "target"]
+    except (TypeError, ValueError):  # a function written in C says nothing
+        return False
+
+
+def import_dotted(option: str, name: str) -> Any:
+    """What a dotted name stands for, imported with the current directory on the path.
+
+    Args:
+        option: Of the configuration's model, for messages.
+        name: Module and attribute.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"`model.{option}` is a dotted name that Python can import, with {here} on its path; got {name!r} "
+            f"({error}). For example model.{option}=my_package.my_module.{option}."
+        ) from error
+
+
+def default_optimizer() -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """The optimizer of ``configs/optimizer/adam.yaml``."""
+    return _optimizer(default_optimizer_config())
+
+
+def _optimizer(config: OptimizerConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """The configured optimizer: mup's where every parameter has an infshape, else torch's."""
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        in_mup = all(hasattr(parameter, "infshape") for parameter in model.parameters())
+        return make_optimizer(model, config, Parametrization.mup if in_mup else Parametrization.sp)
+
+    return make
+
+
+def _text_batch(config: CheckConfig, names: Sequence[str] | None) -> Callable[[int], Any]:
+    """From seed to a batch of the configured text."""
+    corpus, data = load_corpus(config.data), config.data
+
+    def batch(seed: int) -> Any:
+        inputs, targets = corpus.batch(seed, data.batch, data.context)
+        if names is None:
+            return inputs, targets
+        # a model that takes labels moves them itself
+        return {names[0]: inputs, names[1]: inputs if names[1] == "labels" else targets}
+
+    return batch
+
+
+def source_hash() -> str:
+    """A hash of the source files that this process has loaded, libraries and this package left aside.
+
+    Whatever in a user's own code makes numbers is among them.
+    """
+    homes = (*sysconfig.get_paths().values(), *site.getsitepackages(), str(Path(__file__).parents[1]))
+    libraries = {Path(home).resolve() for home in homes}
+    digest = hashlib.sha256()
+    for name, module in sorted(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "").resolve()
+        if path.suffix == ".py" and path.is_file() and not any(path.is_relative_to(library) for library in libraries):
+            digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _describe(optimizer: torch.optim.Optimizer) -> str:
+    """An optimizer's class and the learning rates of its groups."""
+    rates = dict.fromkeys(f"{float(group['lr']):g}" for group in optimizer.param_groups)
+    return f"{type(optimizer).__name__} lr={', '.join(rates)}"

@@ -1,0 +1,116 @@
+"""The part of a layer's change that its own update made: (W_t - W_0) x_t.
+
+A delta hides it: what the layers before sent changed too, and is mostly larger. A refined coordinate check looks at the
+layer's own update alone (arXiv 2505.22491).
+
+Some positions and output features stand for all: the mean over thousands of entries needs no more, and neither a
+second model's memory nor another forward pass has to be paid.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mup
+import torch
+from torch import Tensor, nn
+
+from coordcheck.observe.sums import at_least_float32, thinned, without_autocast
+
+FEATURES = 64  # of the output
+STEPS = 2**16  # within each part of them
+GOLDEN = 40503  # of these, about 0.618
+# The dimension of the weight that holds output features, of forwards that take any number of them.
+FEATURE_DIMENSION: dict[Callable[..., Any], int] = {
+    nn.Linear.forward: 0,
+    mup.MuReadout.forward: 0,
+    nn.Embedding.forward: 1,
+}
+
+
+def updated_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What a layer multiplies its input by or adds to it, by name, if training moves it.
+
+    Returns:
+        Weight and bias of ``nn.Linear``, ``nn.Embedding``, their subclasses and Hugging Face's Conv1D; nothing for any
+        other module, a frozen one, or one whose weight another module computes.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None or not weight.requires_grad:
+        return {}
+    conv1d = weight.dim() == 2 and getattr(module, "nf", None) == weight.shape[1]
+    if not conv1d and not isinstance(module, nn.Linear | nn.Embedding):
+        return {}
+    return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+
+
+class StartingPoint:
+    """A layer's parameters at step 0, to tell what training has made of them.
+
+    Args:
+        module: A layer that is affine in its parameters.
+        parameters: Those of :func:`updated_parameters`. A copy is kept of what makes 64 of the output's features, or
+            all of them where a subclass has a forward of its own.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter]):
+        weight = parameters["weight"]
+        self.dimension = FEATURE_DIMENSION.get(type(module).forward)
+        self.chosen: Tensor | None = None
+        if self.dimension is not None and weight.shape[self.dimension] >= 2 * FEATURES:
+            self.chosen = some_features(weight.shape[self.dimension], weight.device)
+        self.before = {name: self._chosen(p).clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def effective_update(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the layer makes of its input with its parameters' change in their place.
+
+        Its own forward runs, so that a multiplier which a subclass applies before or after the product is in the
+        result. The bias takes part: its change is in no other layer's effective update, and a layer whose input is
+        zero has no other. Differences and products are taken in float32 even under autocast, where a change below
+        2^-8 of a weight would be rounded away.
+
+        Args:
+            module: The layer.
+            args: What its forward was called with; of a (..., L, D) input some positions are used, see
+                :func:`coordcheck.observe.sums.thinned`; an embedding, which costs little, looks up all.
+            kwargs: Likewise.
+        """
+        change = {name: self._change(module._parameters[name], before) for name, before in self.before.items()}
+        dtype = change["weight"].dtype
+        if not isinstance(module, nn.Embedding):
+            args = tuple(_some_positions(value, dtype) for value in args)
+            kwargs = {name: _some_positions(value, dtype) for name, value in kwargs.items()}
+        parameters = module._parameters
+        module._parameters = {**parameters, **change}  # type: ignore[dict-item]
+        try:
+            with without_autocast(change["weight"].device):
+                return module.forward(*args, **kwargs)  # not the call, which would run everybody's hooks
+        finally:
+            module._parameters = parameters
+
+    def _change(self, parameter: Tensor | None, before: Tensor) -> Tensor:
+        assert parameter is not None
+        change = at_least_float32(self._chosen(parameter)) - at_least_float32(before)
+        change.__dict__.update(vars(parameter))  # mup keeps a weight's infshape there, and its readout asks for it
+        return change
+
+    def _chosen(self, parameter: Tensor) -> Tensor:
+        if self.chosen is None:
+            return parameter.detach()
+        # a bias has features alone
+        return parameter.detach().index_select((self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
+
+
+def some_features(count: int, device: torch.device) -> Tensor:
+    """Which of `count` output features are used: one of each 64th part, at places that repeat with no head's size.
+
+    In integers, and on the device: not every one has float64, and a copy from the CPU would wait for a GPU.
+    """
+    place = torch.arange(FEATURES, device=device)
+    return (place * STEPS + place * GOLDEN % STEPS) * count // (FEATURES * STEPS)
+
+
+def _some_positions(value: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return thinned(value).contiguous().to(dtype)

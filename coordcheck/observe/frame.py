@@ -1,0 +1,80 @@
+"""From sums of single tensors to records: what was measured at one place is pooled and becomes a row."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from coordcheck.observe.sums import Norms, Sums, moved
+from coordcheck.records.schema import RECORD_COLUMNS, ROOT
+
+
+class Entry(NamedTuple):
+    """Sums of one tensor, maybe still on its device; ``module`` as torch names it, ``part`` of its output."""
+
+    step: int
+    module: str
+    part: str
+    role: str | None
+    kind: str
+    entries: int
+    sums: Sums | Norms
+
+    @property
+    def label(self) -> str:
+        """The module's name in records."""
+        return (self.module or ROOT) + self.part
+
+
+class _Row:
+    """Sums of one (step, module, kind) over all calls of the module."""
+
+    def __init__(self, role: str | None):
+        self.role = role
+        self.count = 0
+        self.total = self.squares = self.largest = self.nonfinite = 0.0
+
+    def add(self, count: int, of_call: Sums) -> None:
+        self.count += count
+        self.total += of_call.total
+        self.squares += of_call.squares
+        if not (math.isnan(self.largest) or of_call.largest <= self.largest):
+            self.largest = of_call.largest
+        self.nonfinite += of_call.nonfinite
+
+    def statistics(self) -> tuple[float, float, float, int, int]:
+        """Returns l1, rms, max, nonfinite, count."""
+        l1, rms = self.total / self.count, math.sqrt(self.squares / self.count)
+        return l1, rms, self.largest, int(self.nonfinite), self.count
+
+
+def frame_of(
+    entries: Sequence[Entry], order: Mapping[str, int], left_out: Callable[[Entry], bool], *, width: int, seed: int
+) -> pd.DataFrame:
+    """Records, with one transfer from the device.
+
+    Args:
+        entries: What was measured.
+        order: Place of each module in the forward pass; those that it lacks follow in the order of `entries`.
+        left_out: Which entries do not count.
+        width: For the records.
+        seed: For the records.
+
+    Returns:
+        One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS`.
+    """
+    rows: dict[tuple[int, str, str], _Row] = {}
+    places = dict(order)
+    for entry, of_call in zip(entries, moved([entry.sums for entry in entries]), strict=True):
+        places.setdefault(entry.label, len(places))
+        if not left_out(entry):
+            rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.entries, of_call)
+    records = [
+        (width, seed, step, module, places[module], row.role, kind, *row.statistics())
+        for (step, module, kind), row in rows.items()
+    ]
+    values = zip(*records, strict=True) if records else [()] * len(RECORD_COLUMNS)
+    columns: dict[str, Any] = dict(zip(RECORD_COLUMNS, values, strict=True))
+    # made as text at once: a conversion of the frame takes a millisecond, a tenth of what a small run costs
+    return pd.DataFrame({**columns, "role": pd.array(columns["role"], dtype="string")})

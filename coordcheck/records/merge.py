@@ -1,0 +1,92 @@
+"""Records of several runs as one frame: those of a check, or what recorders in loops of their own left side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from coordcheck.records.files import RECORDED, RECORDS, write_atomically
+from coordcheck.records.schema import CLASSES
+
+
+def save_run(records: pd.DataFrame, directory: str | Path) -> Path:
+    """Writes the records of one run where :func:`read_records` finds those of all runs.
+
+    Args:
+        records: Of one width and one seed, as :meth:`coordcheck.Recorder.records` returns them.
+        directory: Shared by all runs of a check; several processes may write there.
+
+    Returns:
+        The file, named after width and seed.
+
+    Raises:
+        ValueError: if there are no records, or of several runs.
+    """
+    runs = records[["width", "seed"]].drop_duplicates()
+    if len(runs) != 1:
+        raise ValueError(
+            f"a run is one width and one seed; these records hold {len(runs)}. For example train a step, call "
+            f"recorder.step(), then recorder.save('dir')."
+        )
+    width, seed = runs.iloc[0]
+    path = Path(directory) / RECORDED / f"width={width}-seed={seed}.parquet"
+    write_atomically(path, records.to_parquet)
+    return path
+
+
+def read_records(directory: str | Path) -> pd.DataFrame:
+    """The records of a check, or of all runs that recorders saved in a directory.
+
+    Raises:
+        ValueError: if there are none, or a file is no frame.
+    """
+    directory = Path(directory)
+    saved = sorted((directory / RECORDED).glob("*.parquet"))
+    if saved:
+        return merge([_read(path) for path in saved])
+    if not (directory / RECORDS).is_file():
+        raise ValueError(
+            f"{directory} holds no {RECORDS}; a check's directory does. For example "
+            f"coordcheck-report checks/gpt-mup-untied-zero-adam, or recorder.save('dir') in your own loop and then "
+            f"coordcheck-report dir."
+        )
+    return _read(directory / RECORDS)
+
+
+def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Records of several runs as one frame, in the order of width and seed.
+
+    Args:
+        frames: One for each run.
+
+    Raises:
+        ValueError: if two hold the same run.
+    """
+    records = pd.concat(frames, ignore_index=True)
+    keys = ["width", "seed", "step", "module", "kind"]
+    if repeated := records[records.duplicated(keys)][["width", "seed"]].drop_duplicates().to_numpy().tolist():
+        raise ValueError(
+            f"each run may be there once; these are there twice, as width and seed: {repeated}. For example give each "
+            f"process a seed of its own."
+        )
+    classes = {frame.attrs.get(CLASSES) for frame in frames}
+    if len(classes) == 1 and None not in classes:
+        records.attrs[CLASSES] = classes.pop()
+    return records.sort_values(["width", "seed"], kind="stable", ignore_index=True)
+
+
+def find_checks(directories: Sequence[Path]) -> list[Path]:
+    """Every directory with records in or below `directories`; one that holds none stands for itself."""
+    found: dict[Path, None] = {}
+    for directory in directories:
+        files = {path.parent for path in directory.rglob(RECORDS)}
+        saved = {path.parent for path in directory.rglob(RECORDED)}
+        found |= dict.fromkeys(sorted(files | saved) or [directory])
+    return list(found)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no parquet file that can be read ({error}). Record it anew.") from error

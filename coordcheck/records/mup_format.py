@@ -1,0 +1,77 @@
+"""Frames in the format of ``mup.coord_check``, in both directions: a team that records already keeps its recorder.
+
+Columns ``width module t l1`` and, where there is one, ``l2``; t counts from 1, the module itself is "", several
+seeds are repeated rows. Source: microsoft/mup ``mup/coord_check.py``, ``get_coord_data``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from coordcheck.records.schema import LOSS, ROOT
+
+REQUIRED = ["width", "module", "t", "l1"]
+
+
+def read_mup(path: Path) -> pd.DataFrame:
+    """Reads a CSV or parquet file in mup's format.
+
+    Returns:
+        Records with the columns of :meth:`coordcheck.Recorder.records`. What mup's format does not say is
+        NaN, but for roles: the modules whose output is the model's are "readout", all others "hidden".
+
+    Raises:
+        ValueError: if the file is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file. For example coordcheck-report --format mup coords.csv.")
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+    missing = [name for name in REQUIRED if name not in frame.columns]
+    if missing or not len(frame):
+        raise ValueError(
+            f"a frame in mup's format has rows with the columns {REQUIRED}; {path} has {len(frame)} rows and lacks "
+            f"{missing}. For example mup.coord_check.get_coord_data(...).to_csv('coords.csv')."
+        )
+    l1 = pd.to_numeric(frame["l1"], errors="coerce")
+    modules = frame["module"].fillna("").replace("", ROOT)
+    readouts = _modules_with_the_models_output(frame.assign(module=modules, l1=l1))
+    return pd.DataFrame(
+        {
+            "width": frame["width"].astype(int),
+            "seed": frame.groupby(["width", "module", "t"], dropna=False).cumcount(),
+            "step": frame["t"].astype(int) - 1,
+            "module": modules,
+            "order": modules.map({name: i for i, name in enumerate(dict.fromkeys(modules))}),
+            "role": modules.isin(readouts).map({True: "readout", False: "hidden"}).astype("string"),
+            "kind": "activation",
+            "l1": l1,
+            "rms": pd.to_numeric(frame["l2"], errors="coerce") if "l2" in frame else np.nan,
+            "max": np.nan,
+            "nonfinite": (~np.isfinite(l1)).astype(int),
+            "count": np.nan,
+        }
+    )
+
+
+def _modules_with_the_models_output(frame: pd.DataFrame) -> set[str]:
+    """The model, or what ran last, and every module with exactly its sizes."""
+    last = ROOT if (frame["module"] == ROOT).any() else frame["module"].iloc[-1]
+    by_module = frame.groupby("module")["l1"].agg(tuple)
+    return {str(module) for module, sizes in by_module.items() if sizes == by_module[last]} | {str(last)}
+
+
+def to_mup(records: pd.DataFrame) -> pd.DataFrame:
+    """Outputs of modules in mup's format, for ``mup.coord_check.plot_coord_data``."""
+    others = records["role"].isin([LOSS, "attention_logits"])
+    rows = records[(records["kind"] == "activation") & ~others & records["l1"].notna()]
+    rows = rows.sort_values(["seed", "width", "step", "order"], kind="stable")
+    return pd.DataFrame(
+        {
+            "width": rows["width"],
+            "module": rows["module"].replace(ROOT, ""),
+            "t": rows["step"] + 1,
+            "l1": rows["l1"],
+            "l2": rows["rms"],
+        }
+    ).reset_index(drop=True)

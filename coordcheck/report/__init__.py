@@ -1,0 +1,1 @@
+"""Verdicts in words, tables and pictures. Nothing is computed here, and no torch imported."""

@@ -1,0 +1,71 @@
+"""The picture of an audit: exponents beside the expected ones."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
+from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS
+
+
+def audit_figure(audit: AuditResult) -> Figure:
+    """Exponents of init std and of the learning rate, one row per parameter in the model's order."""
+    rows = audit.parameters
+    figure = Figure(figsize=(13, 0.19 * len(rows) + 1.9), layout="constrained")
+    figure.suptitle(
+        f"{audit.verdict.upper()}   audit against {audit.expect}, widths {', '.join(map(str, audit.widths))}",
+        fontsize=13,
+        fontweight="bold",
+        color=VERDICT_COLOURS[audit.verdict],
+    )
+    panels = figure.subplots(1, 2, sharey=True)
+    draw_exponents(panels[0], rows, "std", ["init"], "init std: exponent of width")
+    draw_exponents(
+        panels[1], rows, "lr", ["learning_rate", "ungrouped", "regrouped"], "learning rate: exponent of width"
+    )
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=SMALL + 1)
+    names = [" = ".join(filter(None, pair)) for pair in rows[["parameter", "tied_to"]].to_numpy()]
+    labels = [
+        f"{'' if said == 'pass' else f'{said}: '}{name} ({role})"
+        for name, role, said in zip(names, rows["role"], rows["verdict"], strict=True)
+    ]
+    panels[0].set_yticks(range(len(rows)), labels, fontsize=SMALL)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    for tick, said in zip(panels[0].get_yticklabels(), rows["verdict"], strict=True):
+        if said != "pass":
+            tick.set(color=VERDICT_COLOURS["fail" if said in AUDIT_FAULTS else "inconclusive"], fontweight="bold")
+    return figure
+
+
+def draw_exponents(axes: Axes, rows: pd.DataFrame, quantity: str, faults: Sequence[str], title: str) -> None:
+    """Dots with their intervals beside the expected values; a fault is a red triangle joined to what was expected."""
+    at = np.arange(len(rows))
+    measured = rows[f"{quantity}_exponent"].to_numpy(dtype=float)
+    expected = rows[f"expected_{quantity}_exponent"].to_numpy(dtype=float)
+    wrong = rows["verdict"].isin(faults).to_numpy() & ~np.isnan(measured)
+    known = ~np.isnan(measured)
+    axes.scatter(
+        expected[known], at[known], marker="|", s=130, color="#888888", linewidths=2.2, label="expected", zorder=2
+    )
+    if quantity == "std":
+        axes.hlines(at[known], rows["std_low"][known], rows["std_high"][known], color="#00705a", linewidth=1, alpha=0.5)
+    right = known & ~wrong
+    axes.scatter(measured[right], at[right], s=16, color=VERDICT_COLOURS["pass"], label="measured", zorder=3)
+    axes.hlines(at[wrong], expected[wrong], measured[wrong], color=VERDICT_COLOURS["fail"], linewidth=1.2, zorder=2)
+    axes.scatter(
+        measured[wrong],
+        at[wrong],
+        marker="^",
+        s=34,
+        color=VERDICT_COLOURS["fail"],
+        label="measured, at fault",
+        zorder=3,
+    )
+    axes.set_title(title, fontsize=10)
+    low, high = (float(end) for end in axes.get_xlim())
+    axes.set_xlim(min(low, -1.2), max(high, 0.3))
+    axes.grid(axis="x", alpha=0.3, linewidth=0.5)
+    axes.tick_params(labelsize=SMALL)

@@ -1,0 +1,153 @@
+"""The picture of a check: curves on the left, the slope of every module and step on the right."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from coordcheck.judge.finding import Finding
+from coordcheck.judge.judgement import Judgement
+from coordcheck.judge.verdict import FAILURES
+from coordcheck.report.figures.curves import draw_legend, draw_lines, label_worst, make_headroom
+from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth_colours
+
+ORIGIN = "►"
+MEANINGS = f"▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive   {ORIGIN} a fault starts here"
+MAX_PANELS = 4
+MAX_DEVIATION = 1.0
+
+
+def report_figure(check: Judgement) -> Figure:
+    """Curves of size against width on the left, slopes of every module and step on the right."""
+    kinds = list(dict.fromkeys(check.slopes["kind"]))
+    modules = check.slopes["module"].nunique()
+    height = max(3.4 * len(kinds) + 1.2, 0.165 * modules + 2.2)
+    figure = Figure(figsize=(19, height), layout="constrained")
+    draw_title(figure, check)
+    left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=[1.45, 1]))
+    draw_curves(left, check.records, check.slopes, kinds)
+    draw_heat_maps(right, check.slopes, kinds, [finding for finding in check.findings if finding.fault])
+    return figure
+
+
+def draw_title(figure: Figure, check: Judgement) -> None:
+    """The verdict, and what was checked."""
+    figure.suptitle(
+        f"{check.verdict.upper()}   {check.cell()}",
+        fontsize=14,
+        fontweight="bold",
+        color=VERDICT_COLOURS[check.verdict],
+    )
+
+
+def draw_curves(figure: SubFigure, records: pd.DataFrame, slopes: pd.DataFrame, kinds: Sequence[str]) -> None:
+    """A panel for each kind and step: size against width, one line per module, the worst slopes beside them."""
+    colours = depth_colours(list(slopes.sort_values("order")["module"].unique()))
+    steps = pick_steps(sorted(slopes["step"].unique()))
+    panels = figure.subplots(len(kinds), len(steps), sharex=True, sharey="row", squeeze=False)
+    explained = False
+    for row, kind in enumerate(kinds):
+        drawn = []
+        for axes, step in zip(panels[row], steps, strict=True):
+            of_panel = slopes[(slopes["kind"] == kind) & (slopes["step"] == step)]
+            if len(of_panel):
+                draw_panel(axes, records[(records["kind"] == kind) & (records["step"] == step)], of_panel, colours)
+                axes.set_title(f"{kind}, step {step}", fontsize=10)
+                axes.set_xlabel("width" if row == len(kinds) - 1 else "")
+                drawn.append(axes)
+            elif explained:
+                axes.axis("off")
+            else:
+                draw_legend(axes, colours)
+                explained = True
+        make_headroom(drawn[0], 0.18)
+        drawn[0].set_ylabel("mean |entry| (l1)")
+        drawn[0].tick_params(labelleft=True)
+
+
+def pick_steps(steps: Sequence[int]) -> list[int]:
+    """At most four steps for the panels: the first, the last and evenly spaced ones between."""
+    if len(steps) <= MAX_PANELS:
+        return list(steps)
+    return [steps[i] for i in np.linspace(0, len(steps) - 1, MAX_PANELS).round().astype(int)]
+
+
+def draw_panel(
+    axes: Axes, curves: pd.DataFrame, slopes: pd.DataFrame, colours: Mapping[str, tuple[float, ...]]
+) -> None:
+    """Lines over widths, with the names and slopes of the worst."""
+    lines = draw_lines(axes, curves, colours)
+    label_worst(axes, slopes, {module: float(line["middle"].iloc[-1]) for module, line in lines.items()})
+
+
+def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str], origins: Sequence[Finding]) -> None:
+    """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks.
+
+    The modules where faults start are marked beside their names, and the curves that show them framed.
+    """
+    modules = list(slopes.sort_values("order", kind="stable")["module"].unique())
+    steps = [slopes[slopes["kind"] == kind]["step"].nunique() for kind in kinds]
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=steps)[0]
+    images = [
+        draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=True)
+    ]
+    starts = {finding.module for finding in origins}
+    panels[0].set_yticks(range(len(modules)), [f"{ORIGIN} {m}" if m in starts else m for m in modules], fontsize=SMALL)
+    for tick, module in zip(panels[0].get_yticklabels(), modules, strict=True):
+        if module in starts:
+            tick.set(color=VERDICT_COLOURS["fail"], fontweight="bold")
+    for axes, kind in zip(panels, kinds, strict=True):
+        frame_origins(axes, slopes[slopes["kind"] == kind], modules, [f for f in origins if f.kind == kind])
+    bar = figure.colorbar(images[0], ax=list(panels), location="bottom", shrink=0.8, pad=0.01, aspect=40)
+    bar.set_label(f"distance from the expected range\n{MEANINGS}", fontsize=SMALL + 1)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> AxesImage:
+    """One kind's heat map."""
+    axes.set_title(f"slope of\n{slopes['kind'].iloc[0]}", fontsize=10)
+    steps = sorted(slopes["step"].unique())
+    beyond = slopes["slope"] - slopes["slope"].clip(slopes["expected_low"], slopes["expected_high"])
+    grid = slopes.assign(beyond=beyond).pivot(index="module", columns="step", values="beyond")
+    grid = grid.reindex(index=list(modules), columns=steps)
+    image = axes.imshow(
+        grid.to_numpy(dtype=float),
+        cmap="PuOr_r",
+        norm=TwoSlopeNorm(0.0, -MAX_DEVIATION, MAX_DEVIATION),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set_facecolor("#e6e6e6")
+    axes.set_xticks(range(len(steps)), [f"{step}" for step in steps], fontsize=SMALL)
+    axes.set_xlabel("step", fontsize=SMALL + 1)
+    axes.tick_params(length=0)
+    row_of = {module: i for i, module in enumerate(modules)}
+    for _, row in slopes.iterrows():
+        at = steps.index(row["step"]), row_of[row["module"]]
+        value = "0" if row["n_zero"] == row["n_runs"] else "" if np.isnan(row["slope"]) else f"{row['slope']:+.2f}"
+        dark = abs(row["slope"] - np.clip(row["slope"], row["expected_low"], row["expected_high"])) > 0.65
+        axes.text(
+            *at,
+            f"{MARKS[row['verdict']]} {value}".strip(),
+            ha="center",
+            va="center",
+            fontsize=SMALL - 1,
+            fontweight="bold" if row["verdict"] in FAILURES else "normal",
+            color="white" if dark else "black",
+            in_layout=False,
+        )
+    return image
+
+
+def frame_origins(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str], origins: Sequence[Finding]) -> None:
+    """Frames the curves of one kind's heat map that show where faults start."""
+    steps = sorted(slopes["step"].unique())
+    for finding in origins:
+        corner = steps.index(finding.step) - 0.5, modules.index(finding.module) - 0.5
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.4))

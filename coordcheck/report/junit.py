@@ -1,0 +1,30 @@
+"""JUnit's XML, which CI systems show as tests."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from coordcheck.judge.ruling import Ruling
+from coordcheck.records.files import write_atomically
+
+
+def write_junit(ruling: Ruling, path: Path) -> None:
+    """Writes a test case for each curve, an undecided one skipped."""
+    counts = pd.Series([case.outcome for case in ruling.cases]).value_counts()
+    suite = ElementTree.Element(
+        "testsuite",
+        name="coordcheck",
+        tests=str(len(ruling.cases)),
+        failures=str(counts.get("fail", 0)),
+        skipped=str(counts.get("inconclusive", 0)),
+        errors="0",
+    )
+    for case in ruling.cases:
+        element = ElementTree.SubElement(suite, "testcase", classname=f"coordcheck.{case.kind}", name=case.name)
+        if case.outcome != "pass":
+            tag = "failure" if case.outcome == "fail" else "skipped"
+            ElementTree.SubElement(element, tag, message=case.message)
+    ElementTree.indent(suite)
+    tree = ElementTree.ElementTree(suite)
+    write_atomically(path, lambda temporary: tree.write(temporary, encoding="utf-8", xml_declaration=True))

@@ -1,0 +1,101 @@
+"""Many cells side by side: one table and one picture."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coordcheck.config.load import flatten
+from coordcheck.config.schema import BOOKKEEPING
+from coordcheck.judge.judgement import Judgement
+from coordcheck.judge.verdict import FAILURES
+from coordcheck.records.files import write_atomically
+from coordcheck.report.console import STYLES
+from coordcheck.report.figures.style import save_figure
+from coordcheck.report.figures.summary import summary_figure
+from coordcheck.report.tables import markdown_table
+
+
+def label_checks(checks: Mapping[Path, Judgement]) -> dict[Path, dict[str, str]]:
+    """What tells each check from the others: the configuration values in which they differ.
+
+    Returns:
+        For each check the same keys with its values; the directory alone if the configurations do not tell.
+    """
+    flat = {path: flatten(check.config, without=BOOKKEEPING) for path, check in checks.items()}
+    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
+    differing = [key for key in keys if len({json.dumps(v.get(key), default=str) for v in flat.values()}) > 1]
+    labels = {
+        path: {key.removesuffix(".name"): str(values.get(key)) for key in differing} for path, values in flat.items()
+    }
+    telling = bool(differing) and len({tuple(label.values()) for label in labels.values()}) == len(labels)
+    return labels if telling else {path: {"": str(path)} for path in checks}
+
+
+def label_text(label: Mapping[str, str]) -> str:
+    """A label on one line."""
+    return " ".join(f"{key}={value}" if key else value for key, value in label.items())
+
+
+def arrange(labels: Sequence[Mapping[str, str]]) -> list[list[str | None]]:
+    """Labels as a grid, a little wider than high: some keys make the rows, the others the columns.
+
+    >>> arrange([{"a": "1", "b": "x"}, {"a": "2", "b": "x"}, {"a": "1", "b": "y"}])
+    [['a=1 b=x', 'a=1 b=y'], ['a=2 b=x', None]]
+    """
+    keys = list(labels[0])
+    splits = [set(rows) for n in range(len(keys) + 1) for rows in itertools.combinations(keys, n)]
+
+    def places(label: Mapping[str, str], chosen: set[str]) -> tuple[str, ...]:
+        return tuple(label[key] for key in keys if key in chosen)
+
+    def shape(rows: set[str]) -> tuple[int, int]:
+        return len({places(x, rows) for x in labels}), len({places(x, set(keys) - rows) for x in labels})
+
+    rows = min(splits, key=lambda split: abs(math.log(1.3 * shape(split)[0] / shape(split)[1])))
+    at = {(places(x, rows), places(x, set(keys) - rows)): label_text(x) for x in labels}
+    columns = list(dict.fromkeys(column for _, column in at))
+    return [[at.get((row, column)) for column in columns] for row in dict.fromkeys(row for row, _ in at)]
+
+
+def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Console) -> list[Path]:
+    """One table and one figure over many cells, in `directory`.
+
+    Returns:
+        The files ``summary.png summary.csv summary.md``.
+    """
+    keyed = label_checks(checks)
+    labels = {path: label_text(label) for path, label in keyed.items()}
+    rows = [{"cell": labels[path], **summary_row(check)} for path, check in checks.items()]
+    frame = pd.DataFrame(rows)
+    table = Table(title=f"{len(frame)} cell{'s' if len(frame) > 1 else ''}", title_justify="left", title_style="bold")
+    for name in frame.columns:
+        table.add_column(name)
+    for cell, said, *rest in frame.to_numpy().tolist():
+        table.add_row(escape(cell), f"[{STYLES[said]}]{said}[/]", *map(escape, rest))
+    console.print(table)
+    files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md")]
+    figure = summary_figure({labels[path]: check for path, check in checks.items()}, arrange(list(keyed.values())))
+    save_figure(figure, files[0], {labels[path]: check.config for path, check in checks.items()})
+    write_atomically(files[1], lambda path: frame.to_csv(path, index=False))
+    write_atomically(files[2], lambda path: path.write_text(markdown_table(frame) + "\n"))
+    console.print("Summary: " + "  ".join(map(str, files)), markup=False)
+    return files
+
+
+def summary_row(check: Judgement) -> dict[str, str]:
+    """A check in one line."""
+    first = next((finding for finding in check.findings if finding.fault), None)
+    return {
+        "verdict": check.verdict,
+        "at fault": f"{check.slopes['verdict'].isin(FAILURES).sum()} of {len(check.slopes)}",
+        "first at fault": "" if first is None else first.parameter or first.module,
+        "fault": "" if first is None else first.fault,
+        "control": {True: "fails as it must", False: "passes: check cannot see", None: "none"}[check.control.saw],
+    }

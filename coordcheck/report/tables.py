@@ -1,0 +1,95 @@
+"""Verdicts as tables of text."""
+
+import math
+
+import pandas as pd
+
+from coordcheck.judge.audit import AuditResult
+from coordcheck.judge.finding import format_range
+from coordcheck.judge.judgement import Judgement
+from coordcheck.judge.ruling import describe_change
+from coordcheck.judge.verdict import worst_first
+
+WORST = 10
+
+
+def worst_curves(check: Judgement, most: int = WORST) -> pd.DataFrame:
+    """The worst curve of each module as text, worst modules first."""
+    rows = worst_first(check.slopes).drop_duplicates("module").head(most)
+    return pd.DataFrame(
+        {
+            "module": rows["module"],
+            "kind": rows["kind"],
+            "step": rows["step"].astype(str),
+            "slope": [format_slope(row) for _, row in rows.iterrows()],
+            "expected": [
+                format_range(low, high) for low, high in zip(rows["expected_low"], rows["expected_high"], strict=True)
+            ],
+            "verdict": rows["verdict"],
+        }
+    )
+
+
+def format_slope(row: pd.Series) -> str:
+    """A slope with its interval, or why there is none."""
+    if row["n_zero"] > 0:
+        return f"exactly zero in {row['n_zero']} of {row['n_runs']} runs"
+    if row["n_nonfinite"] > 0:
+        return f"non-finite in {row['n_nonfinite']} of {row['n_runs']} runs"
+    return f"{row['slope']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+
+
+def audit_rows(audit: AuditResult) -> pd.DataFrame:
+    """The parameters of an audit as text, faults first."""
+    rows = audit.worst_first()
+    expected = zip(rows["std_exponent"], rows["expected_std_exponent"], strict=True)
+    rates = zip(rows["lr_exponent"], rows["expected_lr_exponent"], strict=True)
+    return pd.DataFrame(
+        {
+            "parameter": [" = ".join(filter(None, pair)) for pair in rows[["parameter", "tied_to"]].to_numpy()],
+            "role": rows["role"],
+            "writes": rows["writes"].astype(str),
+            "std": [f"{value:.3g}" for value in rows["init_std"]],
+            "std√fan_in": [f"{value:.3f}" for value in rows["std_fan_in"]],
+            "std exp.": [format_exponent(*pair) for pair in expected],
+            "lr exp.": [format_exponent(*pair) for pair in rates],
+            "lr·decay": [f"{value:+.2f}" if value == value else "" for value in rows["effective_decay_exponent"]],
+            "verdict": rows["verdict"],
+        }
+    )
+
+
+def format_exponent(measured: float, expected: float) -> str:
+    """An exponent, with the expected one where they differ as printed; empty where there is none."""
+    if math.isnan(measured):
+        return ""
+    said = f"{measured + 0.0:+.2f}".replace("-0.00", "+0.00")
+    return said if abs(measured - expected) < 0.05 else f"{said} not {expected:+.2f}"
+
+
+def audit_sentences(audit: AuditResult) -> list[str]:
+    """Findings that say the same of several parameters as one sentence."""
+    return [
+        f"{finding.problem}: {finding}" + (f" The same holds for {len(names) - 1} more." if len(names) > 1 else "")
+        for finding, names in audit.grouped_findings()
+    ]
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A frame of strings as a Markdown table."""
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows)
+
+
+def changed_curves(changes: pd.DataFrame) -> pd.DataFrame:
+    """Curves that are not as in the baseline, as text, largest change first."""
+    rows = changes[changes["status"] != "same"]
+    return pd.DataFrame(
+        {
+            "module": rows["module"],
+            "kind": rows["kind"],
+            "step": rows["step"].astype(str),
+            "status": rows["status"],
+            "change": [describe_change(row) for _, row in rows.iterrows()],
+        }
+    )

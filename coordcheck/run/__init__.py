@@ -1,0 +1,1 @@
+"""Runs: one cell at one width and one seed, trained for a few steps while it is recorded."""

@@ -1,0 +1,167 @@
+"""The data behind the figures, and that the files are pictures."""
+
+import itertools
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import power, synthetic
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from coordcheck import CoordCheck
+from coordcheck.report.figures.check import draw_heat_map, draw_panel, pick_steps, report_figure
+from coordcheck.report.figures.curves import LABELLED
+from coordcheck.report.figures.style import VERDICT_COLOURS, depth_colours
+from coordcheck.report.figures.summary import summary_figure
+
+
+def check_of(gate, curves, **kwargs):
+    return CoordCheck.from_records(synthetic(curves, **kwargs), gate, config={"widths": [64, 128, 256, 512]})
+
+
+@pytest.fixture
+def failing(gate):
+    exponents = {"wte": 0.0, "fc": 0.4, "proj": 0.9}
+    curves = {(m, "activation", s): power(e * s, 0.01) for m, e in exponents.items() for s in (0, 1)}
+    curves |= {(m, "delta", 1): power(e, 0.01) for m, e in exponents.items()}
+    return check_of(gate, curves)
+
+
+def test_a_panel_draws_the_geometric_mean_and_the_range_of_the_seeds(failing):
+    axes = Figure().subplots()
+    of = {"kind": "activation", "step": 1}
+    records, slopes = (
+        frame[(frame.kind == of["kind"]) & (frame.step == of["step"])] for frame in (failing.records, failing.slopes)
+    )
+    draw_panel(axes, records, slopes, depth_colours(["wte", "fc", "proj"]))
+    bands, lines, dots = axes.collections
+    assert len(lines.get_segments()) == len(bands.get_paths()) == 3
+    proj = [tuple(colour) for colour in lines.get_colors()].index(depth_colours(["wte", "fc", "proj"])["proj"])
+    sizes = records[records.module == "proj"].groupby("width")["l1"]
+    widths, middles = lines.get_segments()[proj].T
+    assert widths.tolist() == [64, 128, 256, 512]
+    assert middles == pytest.approx(sizes.apply(lambda s: np.exp(np.log(s).mean())).to_numpy())
+    low, high = (np.sort(part) for part in np.split(bands.get_paths()[proj].vertices[:8, 1], 2))
+    assert (low, high) == (pytest.approx(np.sort(sizes.min())), pytest.approx(np.sort(sizes.max())))
+    assert len(dots.get_offsets()) == 12
+    (label,) = [text.get_text() for text in axes.texts]
+    assert label.splitlines() == ["▲ proj +0.90", "▲ fc +0.40"]
+
+
+def test_where_a_fault_starts_is_marked_and_its_curve_framed(failing):
+    finding = failing.findings[0]
+    assert (finding.module, finding.kind, finding.step) == ("fc", "delta", 1)
+    figure = report_figure(failing)
+    panels = {axes.get_title().split()[-1]: axes for axes in figure.findobj(Axes) if axes.images}
+    labels = [label.get_text() for label in panels["activation"].get_yticklabels()]
+    assert labels == [f"► {name}" if name == finding.module else name for name in ("wte", "fc", "proj")]
+    assert not list(panels["activation"].patches)
+    (frame,) = panels[finding.kind].patches
+    row = ["wte", "fc", "proj"].index(finding.module)
+    assert (frame.get_x(), frame.get_y()) == (-0.5, row - 0.5)
+
+
+def test_at_most_three_curves_are_labelled_and_a_passing_panel_names_its_nearest(gate):
+    many = check_of(gate, {(f"m{i}", "activation", 0): power(0.3 + i / 10) for i in range(6)})
+    one = check_of(gate, {("a", "activation", 0): power(0.01), ("b", "activation", 0): power(0.02)})
+    for check, labels in ((many, ["▲ m5 +0.80", "▲ m4 +0.70", "▲ m3 +0.60"]), (one, ["b +0.02"])):
+        axes = Figure().subplots()
+        draw_panel(axes, check.records, check.slopes, depth_colours(list(check.slopes.module)))
+        assert sorted(axes.texts[0].get_text().splitlines()) == sorted(labels)
+        assert len(labels) <= LABELLED
+
+
+def test_the_heat_map_shows_the_distance_from_the_expected_range_and_the_verdicts(gate):
+    curves = {
+        ("hidden", "activation", 0): power(0.4),
+        ("flat", "activation", 0): power(0.0),
+        ("zero", "activation", 0): lambda w, s: 0.0,
+        ("dying", "activation", 0): power(-0.7),
+    }
+    check = check_of(gate, curves)
+    axes = Figure().subplots()
+    image = draw_heat_map(axes, check.slopes, ["hidden", "flat", "zero", "dying"])
+    data = np.ma.filled(image.get_array().astype(float), np.nan)[:, 0]
+    assert data == pytest.approx([0.4, 0.0, np.nan, -0.7], nan_ok=True)
+    assert [text.get_text() for text in axes.texts] == ["▲ +0.40", "+0.00", "0", "▼ -0.70"]
+
+
+def test_a_slope_inside_a_range_is_not_coloured(gate):
+    logits = check_of(gate, {("head", "activation", 1): power(-0.3)}, role="readout")
+    image = draw_heat_map(Figure().subplots(), logits.slopes, ["head"])
+    assert image.get_array()[0, 0] == 0.0
+
+
+def test_colours_run_from_dark_to_bright_with_depth():
+    colours = depth_colours([f"m{i}" for i in range(60)])
+    brightness = [0.3 * r + 0.6 * g + 0.1 * b for r, g, b, _ in colours.values()]
+    assert len(set(colours.values())) == 60
+    assert brightness == sorted(brightness)
+
+
+def test_panels_of_many_steps():
+    assert pick_steps([0, 1, 2]) == [0, 1, 2]
+    assert pick_steps(list(range(20))) == [0, 6, 13, 19]
+
+
+@pytest.mark.parametrize("modules", [1, 60])
+def test_the_file_is_a_picture_with_the_configuration_in_its_metadata(tmp_path, gate, modules):
+    curves = {
+        (f"blocks.{i}", k, s): power(0.1 * s) for i in range(modules) for k, s in (("activation", 0), ("delta", 1))
+    }
+    check = check_of(gate, curves)
+    check.plot(tmp_path / "report.png")
+    picture = matplotlib.image.imread(tmp_path / "report.png")
+    assert picture.std() > 0.05
+    from PIL import Image
+
+    with Image.open(tmp_path / "report.png") as image:
+        assert json.loads(image.info["Description"]) == check.config
+
+
+def test_titles_say_the_verdict_and_no_text_of_sixty_rows_overlaps(gate):
+    curves = {(f"blocks.{i}.attn.proj", "activation", 0): power(0.0) for i in range(60)}
+    figure = report_figure(check_of(gate, curves))
+    assert figure.get_suptitle().startswith("PASS   widths 64–512 (4) · 5 seeds")
+    figure.draw_without_rendering()
+    labels = [text for axes in figure.axes for text in axes.get_yticklabels() if text.get_text().startswith("blocks")]
+    boxes = sorted((text.get_window_extent() for text in labels), key=lambda box: box.y0)
+    assert len(boxes) == 60
+    assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
+
+
+def test_a_check_that_is_zero_or_nan_throughout_still_has_a_picture(tmp_path, gate):
+    check = check_of(
+        gate, {("a", "activation", 0): lambda w, s: 0.0, ("b", "activation", 0): lambda w, s: float("nan")}
+    )
+    check.plot(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 1000
+
+
+def test_the_summary_has_a_panel_for_each_cell(failing, gate):
+    passing = check_of(gate, {("wte", "activation", 0): power(0.0)})
+    figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"], [None, None]])
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a=1\nFAIL, step 1", "a=2\nPASS, step 0"]
+    assert "1 fail, 1 pass" in figure.get_suptitle()
+
+
+def test_the_summary_names_where_a_fault_starts_and_its_line_stands_out(failing, gate):
+    passing = check_of(gate, {("wte", "activation", 0): power(0.0), ("head", "activation", 0): power(-0.1)})
+    figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"]])
+    (fault, extremes), (alone,) = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert fault == "fault starts at fc.weight\nunexplained: delta, step 1 +0.40"
+    assert extremes.replace("-0.00", "+0.00") == "highest slope: proj +0.90, explodes\nlowest slope: wte +0.00, pass"
+    assert alone == "highest slope: wte +0.00, pass\nlowest slope: head -0.10, pass"
+    of_fault, of_none = ([line for line in axes.lines if len(line.get_xdata())] for axes in figure.axes)
+    assert [line.get_color() for line in of_fault] == [VERDICT_COLOURS["fail"]]
+    assert of_fault[0].get_linewidth() > figure.axes[0].collections[1].get_linewidth()[0]
+    assert not of_none
+
+
+def test_the_texts_of_a_summary_panel_do_not_overlap(failing):
+    figure = summary_figure({"a=1": failing}, [["a=1"]])
+    figure.draw_without_rendering()
+    fault, extremes = (text.get_window_extent() for text in figure.axes[0].texts)
+    assert fault.y0 >= extremes.y1

@@ -1,0 +1,139 @@
+"""Words and tables, and the labels of many cells."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import power, synthetic
+from rich.console import Console
+from torch import nn
+
+from coordcheck import CoordCheck, audit
+from coordcheck.cli.command import exit_code
+from coordcheck.records.merge import find_checks
+from coordcheck.report.console import print_check
+from coordcheck.report.figures.audit import audit_figure
+from coordcheck.report.markdown import audit_markdown, check_markdown
+from coordcheck.report.summary import arrange, label_checks, summarize
+from coordcheck.report.tables import audit_sentences, format_exponent
+
+
+def audited(depth=1):
+    def build(width):
+        return nn.Sequential(nn.Linear(8, width), *(nn.Linear(width, width) for _ in range(depth)))
+
+    return audit(build, (32, 64, 128), lambda model: torch.optim.Adam(model.parameters()))
+
+
+def check_of(gate, exponent, **config):
+    return CoordCheck.from_records(
+        synthetic({("attn[logits]", "activation", 1): power(exponent)}),
+        gate,
+        config=config,
+        skipped=["width 9 skipped"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ([], 1),
+        (["pass"], 0),
+        (["pass", "inconclusive"], 4),
+        (["inconclusive", "fail", "pass"], 3),
+        (["fail", "error"], 1),
+    ],
+)
+def test_one_exit_code_for_many_verdicts(outcomes, code):
+    assert exit_code(outcomes) == code
+
+
+def test_the_terminal_shows_slope_verdict_control_and_files(gate, tmp_path):
+    console = Console(record=True, width=130, file=(tmp_path / "out").open("w"))
+    print_check(check_of(gate, 0.5), console, Path("a"), Path("b.png"))
+    console.file.close()
+    text = console.export_text()
+    for part in (
+        "attn[logits]",
+        "+0.500 [+0.500, +0.500]",
+        "explodes",
+        "FAIL: 1 of 1",
+        "Control: none",
+        "Files in a: report.png",
+        "Picture: b.png",
+    ):
+        assert part in text
+    assert "width 9 skipped" in text
+
+
+def test_the_markdown_report_holds_the_finding(gate):
+    text = check_markdown(check_of(gate, -0.9))
+    assert text.startswith("# FAIL: widths 64–512 (4) · 5 seeds")
+    assert "| attn[logits] | activation | 1 | -0.900 [-0.900, -0.900] | +0.00 | vanishes |" in text
+    assert "width 9 skipped" in text
+    assert "![curves and slopes](report.png)" in text
+
+
+def test_labels_are_what_differs(gate):
+    checks = {
+        Path("1"): check_of(gate, 0, embedding={"name": "tied", "std": 1}, name="x", steps=4),
+        Path("2"): check_of(gate, 0, embedding={"name": "untied", "std": 1}, name="y", steps=4),
+    }
+    assert label_checks(checks) == {Path("1"): {"embedding": "tied"}, Path("2"): {"embedding": "untied"}}
+
+
+def test_checks_without_a_telling_configuration_are_named_by_directory(gate):
+    checks = {Path("1"): check_of(gate, 0), Path("2"): check_of(gate, 0)}
+    assert label_checks(checks) == {Path("1"): {"": "1"}, Path("2"): {"": "2"}}
+
+
+def test_a_grid_is_a_little_wider_than_high():
+    labels = [{"a": a, "b": b, "c": c} for a in "12" for b in "123" for c in "12"]
+    grid = arrange(labels)
+    assert (len(grid), {len(row) for row in grid}) == (3, {4})
+    assert sorted(label for row in grid for label in row) == sorted(f"a={x['a']} b={x['b']} c={x['c']}" for x in labels)
+
+
+def test_a_summary_of_two_cells(gate, tmp_path):
+    checks = {Path("1"): check_of(gate, 0.0, steps=1), Path("2"): check_of(gate, 0.5, steps=2)}
+    files = summarize(checks, tmp_path, Console(quiet=True))
+    assert [path.name for path in files] == ["summary.png", "summary.csv", "summary.md"]
+    assert "| steps=2 | fail | 1 of 1 | attn.weight | unexplained |" in (tmp_path / "summary.md").read_text()
+
+
+def test_checks_are_found_below_a_directory(tmp_path, gate):
+    for name in ("a", "b/c"):
+        check_of(gate, 0.0).save(tmp_path / name)
+    assert find_checks([tmp_path, tmp_path / "a"]) == [tmp_path / "a", tmp_path / "b/c"]
+    assert find_checks([tmp_path / "b/d"]) == [tmp_path / "b/d"]
+
+
+def test_a_markdown_audit_shows_findings_exponents_and_writers():
+    text = audit_markdown(audited())
+    assert "# Audit: FAIL" in text
+    assert "- learning_rate: 1.weight: its learning rate scales like width^+0.00; expected -1.00" in text
+    assert "| 1.weight | hidden | 1 |" in text and "+0.00 not -1.00" in text
+    assert "Linear.reset_parameters linear.py:" in text
+    assert "0.weight fits only" not in text
+
+
+def test_findings_that_say_the_same_are_said_once():
+    sentences = audit_sentences(audited(depth=3))
+    (said,) = (sentence for sentence in sentences if "2.weight" in sentence or "1.weight" in sentence)
+    assert said.endswith("The same holds for 2 more.")
+
+
+def test_the_figure_of_an_audit_marks_faults(tmp_path):
+    figure = audit_figure(audited())
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["0.weight (input)", "0.bias (vector)", "learning_rate: 1.weight (hidden)", "1.bias (vector)"]
+    audited().plot(tmp_path / "audit.png")
+    assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected", "text"),
+    [(-1.0, -1.0, "-1.00"), (-0.001, 0.0, "+0.00"), (0.5, 0.0, "+0.50 not +0.00"), (float("nan"), 0.0, "")],
+)
+def test_an_exponent_is_shown_with_what_was_expected_where_they_differ(measured, expected, text):
+    assert format_exponent(measured, expected) == text
