@@ -63,7 +63,7 @@ class Case:
         optimizer: From model to optimizer.
         loss: None for the default one.
         places: Modules of which one must be named first; empty for a correct model.
-        cause: Class of the fault, see :data:`coordcheck.judge.diagnose.evidence.FAULT_CLASSES`; empty for a correct model.
+        cause: Class of the fault, of ``coordcheck.judge.diagnose.evidence.FAULT_CLASSES``; empty for a right model.
     """
 
     name: str

@@ -122,7 +122,7 @@ class CoordCheck(Judgement):
         content = {
             "verdict": self.verdict,
             "sentence": self.sentence(),
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "findings": [finding.facts() for finding in self.findings],
             "control": dataclasses.asdict(self.control),
             "audit": None if self.audit is None else self.audit.facts(),
             "unaudited": self.unaudited,
@@ -326,7 +326,7 @@ def check_cell(
             axes = control_axes(widths, seeds)
             queues.append(RunQueue(twin[0], plan, *axes, workers=workers or share, title="control"))
         for queue in queues:
-            _prepare(queue, store, reuse)
+            prepare(queue, store, reuse)
         announce(queues)
         done, *ran = [queue.finish() for queue in queues]
     control = Control() if twin is None else judge_control(ran[0].records, gate, twin[1])
@@ -344,7 +344,7 @@ def check_cell(
     )
 
 
-def _prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
+def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
     """Gives a queue its store, and one run at a time where runs would disturb each other."""
     behaviour = None
     if not queue.cell.readable and (store is not None or queue.workers > 1):
@@ -467,7 +467,7 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         return {
             "gate": gate,
             "control": Control(**said["control"]),
-            "audit": _read_audit(path.parent / AUDIT_TABLE, said["audit"], gate) if audited else None,
+            "audit": read_audit(path.parent / AUDIT_TABLE, said["audit"], gate) if audited else None,
             "readout": said["config"].get("readout", {}).get("name"),
             **{name: said[name] for name in ("unaudited", "skipped", "config", "versions", "corpus_sha256")},
         }
@@ -478,10 +478,10 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
+def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
     """A stored audit, judged anew."""
-    # what is empty there is a word that is empty, not a number that is missing
-    words = ["tied_to", "update", "rules"]
+    # a module named 0 is a word, and what is empty there is a word that is empty, not a number that is missing
+    words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape"]
     table = pd.read_csv(path, dtype=dict.fromkeys(words, "str"))
     table[words] = table[words].fillna("")
     return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent)

@@ -58,7 +58,7 @@ def test_a_broken_model_fails_with_the_layer_the_slope_and_the_picture(suite):
     result.assert_outcomes(failed=1)
     result.stdout.re_match_lines(
         [
-            r".*FAIL: \d+ of \d+ curves are at fault. First at fault: fc.weight: its output's change grows like "
+            r".*FAIL: \d+ of \d+ curves are at fault. First at fault: fc.weight: its updates grow like "
             r"width\^\+.* \(expected \+0\.00\)\. Its learning rate scales like width\^\+0\.00; .* mup\.MuAdam\.",
             r".*Picture: .*report\.png",
         ]

@@ -82,6 +82,8 @@ def from_hydra(merged: DictConfig) -> CheckConfig:
     Raises:
         ValueError: see :func:`validate`.
     """
+    if OmegaConf.is_missing(merged.model, "build"):
+        merged.model.build = ""  # which the rules object to in our words
     config = OmegaConf.to_object(merged)
     assert isinstance(config, CheckConfig)
     config.model = model_from(config.model)

@@ -1,7 +1,8 @@
 """A finding: what is wrong with a model, as one sentence with numbers, and what shows it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,6 +107,13 @@ class Finding:
             return ""
         exponent = "" if math.isnan(self.quantity.exponent) else f" {self.quantity.exponent:+.2f}"
         return f"{self.quantity.name}{exponent}"
+
+    def facts(self) -> dict[str, Any]:
+        """What ``verdict.json`` keeps: the curve's fields beside the finding's own."""
+        own = {name: value for name, value in asdict(self).items() if name != "curve"}
+        verdict = None if self.curve is None else self.curve.verdict
+        shown = {"kind": self.kind, "step": self.step, "verdict": verdict, "slope": self.slope}
+        return {**own, **shown, "expected": self.expected}
 
     def __str__(self) -> str:
         if self.curve is not None and not self.fault:

@@ -8,7 +8,7 @@ import pytest
 
 from coordcheck.judge.diagnose.evidence import FAULT_CLASSES
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+PATH = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 
 @pytest.fixture(scope="module")

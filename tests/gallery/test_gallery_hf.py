@@ -74,7 +74,7 @@ def test_a_class_whose_width_is_unknown_is_told_its_fields(tmp_path):
         "        self.my_width, self.my_inner = my_width, my_inner\n"
         "        super().__init__(**other)\n"
     )
-    code = "import sys; sys.path.insert(0, '.'); from coordcheck.cli import main; main()"
+    code = "import sys; sys.path.insert(0, '.'); from coordcheck.cli.check import main; main()"
     ran = subprocess.run(
         [sys.executable, "-c", code, "experiment=hf_single_init", "hydra.mode=RUN", "model.config=own_model.OwnConfig"],
         cwd=tmp_path,

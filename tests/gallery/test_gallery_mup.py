@@ -109,7 +109,7 @@ def slopes_of(check, module):
 def test_only_the_rescaled_embedding_fails_and_it_is_named(cells):
     assert [cell for cell, check in cells.items() if check.verdict == "fail"] == [("tied_rescaled", "constant")]
     first = cells["tied_rescaled", "constant"].findings[0]
-    assert (first.module, first.kind, first.step, first.verdict) == ("wte", "activation", 0, "explodes")
+    assert (first.module, first.kind, first.step, first.curve.verdict) == ("wte", "activation", 0, "explodes")
 
 
 def test_the_rescaled_embedding_grows_like_the_root_of_the_width_and_the_last_norm_hides_it(cells):

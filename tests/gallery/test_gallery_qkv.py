@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_cli import run
+from conftest import run
 from torch import nn
 
 from coordcheck.check import check_config
@@ -17,7 +17,7 @@ from coordcheck.config.load import load
 from coordcheck.config.schema import Scheme
 from coordcheck.judge.verdict import FAILURES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=attention_qkv_init", "widths=[32,64,128]", "seeds=3", "plots=null"]
 FIRST = "decoder.0.self_attn"
 
