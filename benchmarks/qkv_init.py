@@ -30,7 +30,7 @@ from coordcheck.config.schema import Scheme
 from coordcheck.models.initialize import Rule, initialize
 from coordcheck.models.layers import materialize
 from coordcheck.models.post_ln import PostLN, post_ln_rules
-from coordcheck.models.scenes import Scenes, found, make_scenes, set_loss
+from coordcheck.models.scenes import Scenes, make_scenes, match, set_loss
 from coordcheck.observe.roles import infshapes, roles, shapes
 from coordcheck.report.figures.style import save_figure
 from coordcheck.report.tables import markdown_table
@@ -220,6 +220,15 @@ RUNS = [
     *(Run(scheme, 2, seed) for scheme in Scheme for seed in (0, 1)),
     Run(BLIND, 2, 0),
 ]
+
+
+def found(logits: Tensor, boxes: Tensor, scenes: Scenes, tolerance: float = 0.1) -> float:
+    """Share of objects whose matched query has the right class and a box within an L1 distance of `tolerance`."""
+    query = match(logits, boxes, scenes)
+    label = logits.argmax(-1).gather(1, query)
+    predicted = boxes.gather(1, query[..., None].expand_as(scenes.boxes))
+    right = (label == scenes.classes) & ((predicted - scenes.boxes).abs().sum(-1) < tolerance)
+    return float(right[scenes.classes != logits.shape[-1] - 1].float().mean())
 
 
 def train(run: Run) -> pd.DataFrame:

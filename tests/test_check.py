@@ -16,6 +16,7 @@ from coordcheck import CoordCheck, coord_check
 from coordcheck.check import check_config, control_axes
 from coordcheck.config.load import load
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.report.markdown import audit_markdown, check_markdown
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
 
@@ -543,3 +544,23 @@ def test_a_directory_without_records_and_records_of_two_cells_are_refused(tmp_pa
         CoordCheck.from_records(two, load().gate)
     with pytest.raises(ValueError, match="no records"):
         CoordCheck.from_records(records.iloc[:0], load().gate)
+
+
+def test_a_check_says_in_three_lines_what_it_is(mup_check):
+    said = repr(mup_check).split("\n")
+    assert said == [mup_check.cell(), mup_check.sentence(), str(mup_check.control)]
+
+
+def test_a_notebook_shows_the_verdict_and_no_markup_of_a_name(gate):
+    check = CoordCheck.from_records(synthetic({("<b>fc", "activation", 0): power(0.5, 0.01)}), gate)
+    assert "FAIL" in (html := check._repr_html_())
+    assert "<b>fc" not in html and "&lt;b&gt;fc" in html
+
+
+def test_slopes_and_audits_say_who_says_so(mup_check):
+    slopes, parameters = mup_check.slopes.query("role != 'loss'"), mup_check.audit.parameters
+    assert slopes["source"].str.startswith("Tensor Programs V").all()
+    assert parameters["source"].str.startswith("Tensor Programs V").all()
+    text, of_audit = check_markdown(mup_check), audit_markdown(mup_check.audit)
+    assert "## Who says so" in text and "Tensor Programs V, arXiv 2203.03466, appendix J.2" in text
+    assert f"| {len(parameters)} | Tensor Programs V, arXiv 2203.03466, tables 3, 8 and 9 |" in of_audit

@@ -127,12 +127,3 @@ def set_loss(logits: Tensor, boxes: Tensor, scenes: Scenes) -> Tensor:
     predicted = boxes.gather(1, query[..., None].expand_as(scenes.boxes))
     distance = (predicted - scenes.boxes).abs().sum(-1)[present]
     return cross_entropy + BOX_WEIGHT * distance.mean()
-
-
-def found(logits: Tensor, boxes: Tensor, scenes: Scenes, tolerance: float = 0.1) -> float:
-    """Share of objects whose matched query has the right class and a box within an L1 distance of `tolerance`."""
-    query = match(logits, boxes, scenes)
-    label = logits.argmax(-1).gather(1, query)
-    predicted = boxes.gather(1, query[..., None].expand_as(scenes.boxes))
-    right = (label == scenes.classes) & ((predicted - scenes.boxes).abs().sum(-1) < tolerance)
-    return float(right[scenes.classes != logits.shape[-1] - 1].float().mean())

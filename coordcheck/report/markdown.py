@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import pandas as pd
+
 from coordcheck.config.schema import PARAMETERS
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.judgement import Judgement
@@ -35,6 +37,7 @@ def check_markdown(check: Judgement) -> str:
         *([f"- **{finding.fault or 'undecided'}** {finding}" for finding in check.findings] or ["None."]),
         "",
         *([] if check.audit is None else audit_section(check.audit)),
+        *sources_section(check.slopes["source"], "curves"),
         *([unaudited(check), ""] if check.unaudited else []),
         "## Made with",
         "",
@@ -72,6 +75,13 @@ def unaudited(check: Judgement) -> str:
     return f"Audit: none could be made ({check.unaudited}). The check does not depend on it."
 
 
+def sources_section(sources: pd.Series, what: str) -> list[str]:
+    """Lines on who says what was expected, and of how many curves or parameters."""
+    counts = sources.value_counts()
+    table = pd.DataFrame({what: counts.to_numpy(), "source": counts.index}).astype(str)
+    return ["## Who says so", "", markdown_table(table), ""]
+
+
 def audit_markdown(audit: AuditResult) -> str:
     """The content of ``audit.md``."""
     written = audit.parameters[["parameter", "writes", "operations", "rules"]].astype(str)
@@ -99,6 +109,8 @@ def audit_markdown(audit: AuditResult) -> str:
         "## Who wrote each parameter, and what it was then",
         "",
         markdown_table(written),
+        "",
+        *sources_section(audit.parameters["source"], "parameters"),
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,27 +1,12 @@
 """The benchmark of planted faults, on a handful of them end to end."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import faults
 import pytest
 
 from coordcheck.judge.diagnose.evidence import FAULT_CLASSES
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
-
-@pytest.fixture(scope="module")
-def faults():
-    spec = importlib.util.spec_from_file_location("faults", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module  # a dataclass looks itself up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["faults"]
-
-
-def test_there_are_enough_cases_and_each_has_its_class(faults):
+def test_there_are_enough_cases_and_each_has_its_class():
     planted, right = list(faults.faulty(64)), list(faults.correct(64))
     assert len(planted) >= 30 and len(right) >= 15
     assert {case.cause for case in planted} == {*FAULT_CLASSES} - {"unexplained"}
@@ -43,7 +28,7 @@ def test_there_are_enough_cases_and_each_has_its_class(faults):
         "batch shrinks with width",
     ],
 )
-def test_a_planted_fault_is_named_with_its_place_and_cause(faults, name):
+def test_a_planted_fault_is_named_with_its_place_and_cause(name):
     case = faults.cases(64)[name]
     check = faults.check_case(case, range(20, 23))
     assert check.verdict == ("inconclusive" if case.cause in ("gentle", "harness") else "fail")
@@ -52,7 +37,7 @@ def test_a_planted_fault_is_named_with_its_place_and_cause(faults, name):
 
 
 @pytest.mark.parametrize("name", ["GPT, logits divided by width after the readout", "GPT, activation checkpointing"])
-def test_a_correct_model_has_no_fault(faults, name):
+def test_a_correct_model_has_no_fault(name):
     check = faults.check_case(faults.cases(64)[name], range(20, 23))
     assert not [finding for finding in check.findings if finding.fault]
     assert check.verdict != "fail"

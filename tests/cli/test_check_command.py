@@ -3,12 +3,16 @@
 import json
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import NO_TORCH, command, run
+
+import coordcheck
 
 TINY = ["experiment=tiny", "widths=[64,128,256]", "seeds=3", "data.context=16", "data.batch=2"]
 GALLERY = [*TINY[1:], "steps=1", "seeds=2", "control=false", "audit=false"]
@@ -284,3 +288,10 @@ def test_the_audit_can_be_turned_off(tmp_path):
     code, out, _ = run(tmp_path, *TINY, "audit=false", "parametrization=sp", "steps=2", "seeds=2")
     assert code == 3 and "Audit" not in out
     assert not list(tmp_path.rglob("audit.*"))
+
+
+def test_the_version_and_the_package_as_a_command(tmp_path):
+    code, out, err = run(tmp_path, "--version", prelude=NO_TORCH)
+    assert (code, out, err) == (0, f"coordcheck {coordcheck.__version__}\n", "")
+    ran = subprocess.run([sys.executable, "-m", "coordcheck", "--version"], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, out)

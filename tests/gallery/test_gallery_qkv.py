@@ -1,13 +1,12 @@
 """experiment=attention_qkv_init reaches https://github.com/google/flax/issues/4027 by its own verdicts."""
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import qkv_init
 import torch
 from conftest import run
 from torch import nn
@@ -100,18 +99,8 @@ def test_the_sweep_has_all_schemes():
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("qkv_init", ROOT / "benchmarks/qkv_init.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["qkv_init"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["qkv_init"]
-
-
-@pytest.fixture(scope="module")
-def frames(benchmark):
-    return [pd.read_csv(benchmark.DATA / f"{name}.csv") for name in ("size", "gradient", "training")]
+def frames():
+    return [pd.read_csv(qkv_init.DATA / f"{name}.csv") for name in ("size", "gradient", "training")]
 
 
 def test_the_stored_sizes_are_those_of_the_formulas(frames):
@@ -132,23 +121,23 @@ def test_the_stored_gradients_are_zero_in_the_first_block_and_grow_with_epsilon(
     assert of_eps[1e-6] / of_eps[1e-5] == pytest.approx(10**0.5, rel=1e-3)
 
 
-def test_a_short_training_repeats_the_stored_one(benchmark, frames):
-    curve = benchmark.train(benchmark.Run("xavier_packed", 2, 0, 25))
+def test_a_short_training_repeats_the_stored_one(frames):
+    curve = qkv_init.train(qkv_init.Run("xavier_packed", 2, 0, 25))
     stored = frames[2].query("case == 'xavier_packed' and blocks == '2 + 2' and seed == 0 and step <= 25")
     assert curve.step.tolist() == stored.step.tolist() == [0, 25]
     np.testing.assert_allclose(curve.loss, stored.loss, rtol=0.02)  # other processors round otherwise
 
 
-def test_every_scheme_learns_more_than_can_be_guessed(benchmark, frames):
+def test_every_scheme_learns_more_than_can_be_guessed(frames):
     last = frames[2].sort_values("step").groupby(["blocks", "case", "seed"]).last().reset_index()
-    blind = last.loc[last.case == benchmark.BLIND, "found"].item()
+    blind = last.loc[last.case == qkv_init.BLIND, "found"].item()
     for scheme in Scheme:
         assert (last.loc[last.case == scheme, "found"] > 3 * blind).all(), scheme
 
 
-def test_the_picture_shows_the_numbers_it_is_given(benchmark, frames):
+def test_the_picture_shows_the_numbers_it_is_given(frames):
     sizes, gradients, curves = frames
-    figure = benchmark.picture(sizes, gradients.assign(**{"q.weight": gradients["q.weight"] * 7}), curves)
+    figure = qkv_init.picture(sizes, gradients.assign(**{"q.weight": gradients["q.weight"] * 7}), curves)
     panels = {axes.get_title(): axes for part in figure.subfigs for axes in part.axes}
     for line, scheme in zip(panels["q weight"].lines, sorted(Scheme), strict=False):  # noqa: B007
         drawn = gradients.query("scheme == @scheme and eps == 1e-5 and block > 0")["q.weight"]
@@ -162,5 +151,5 @@ def test_the_picture_shows_the_numbers_it_is_given(benchmark, frames):
     np.testing.assert_allclose(packed.get_ydata(), drawn.loss)
 
 
-def test_the_picture_is_stored(benchmark):
-    assert benchmark.PICTURE.stat().st_size > 50_000
+def test_the_picture_is_stored():
+    assert qkv_init.PICTURE.stat().st_size > 50_000

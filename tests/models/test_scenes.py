@@ -5,10 +5,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from qkv_init import found
 from test_post_ln import build
 
 from coordcheck.config.schema import Scheme
-from coordcheck.models.scenes import Scenes, found, make_scenes, match, set_loss
+from coordcheck.models.scenes import Scenes, make_scenes, match, set_loss
 
 
 def test_objects_lie_where_the_boxes_say_and_nowhere_else():
