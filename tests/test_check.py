@@ -97,7 +97,7 @@ def test_logits_of_a_constant_readout_grow_in_standard_parametrization(tmp_path)
     check = checked(tmp_path, "parametrization=sp", "gate.expect=sp", "readout=constant", "steps=1")
     assert slope(check, "lm_head", "activation", 0) == pytest.approx(0.5, abs=0.03)
     assert check.findings[0].module == "lm_head" and check.findings[0].curve.verdict == "explodes"
-    assert [(found.parameter, found.problem) for found in check.audit.findings] == [("lm_head.weight", "init")]
+    assert [(found.parameter, found.verdict) for found in check.audit.findings] == [("lm_head.weight", "init")]
 
 
 def test_growing_heads_shrink_the_attention_logits_in_mup_only(tmp_path):

@@ -28,7 +28,7 @@ class AuditFinding:
     """What an audit says of a parameter.
 
     Attributes:
-        problem: One of :data:`ORDER`.
+        verdict: One of :data:`ORDER`.
         module: That holds the parameter.
         parameter: Its name.
         cause: What was seen, in numbers.
@@ -36,7 +36,7 @@ class AuditFinding:
         quantity: What was looked at.
     """
 
-    problem: str
+    verdict: str
     module: str
     parameter: str
     cause: str
@@ -85,11 +85,11 @@ class AuditResult:
         )
         found = [finding for row in _rows(judged) for finding in _findings(row, tolerance)]
         found += _fixed_findings(judged)
-        found.sort(key=lambda finding: ORDER.index(finding.problem))
-        worst = {finding.parameter: finding.problem for finding in reversed(found)}
+        found.sort(key=lambda finding: ORDER.index(finding.verdict))
+        worst = {finding.parameter: finding.verdict for finding in reversed(found)}
         judged["verdict"] = [worst.get(name, "pass") for name in judged["parameter"]]
-        problems = {finding.problem for finding in found}
-        verdict = "fail" if problems & {*AUDIT_FAULTS} else "inconclusive" if problems & {*UNDECIDED} else "pass"
+        verdicts = {finding.verdict for finding in found}
+        verdict = "fail" if verdicts & {*AUDIT_FAULTS} else "inconclusive" if verdicts & {*UNDECIDED} else "pass"
         return cls(judged[COLUMNS], found, verdict, expect, widths)
 
     def sentence(self) -> str:
@@ -125,7 +125,7 @@ class AuditResult:
         """Findings that say the same of several parameters, once, with all their names."""
         groups: dict[Any, tuple[AuditFinding, list[str]]] = {}
         for finding in self.findings:
-            key = (finding.problem, finding.advice)
+            key = (finding.verdict, finding.advice)
             groups.setdefault(key, (finding, []))[1].append(finding.parameter)
         return list(groups.values())
 
@@ -317,7 +317,7 @@ def _names(tied_to: str) -> list[str]:
 
 def _finding(
     row: Row,
-    problem: str,
+    verdict: str,
     quantity: str,
     exponent: float = np.nan,
     expected: float = np.nan,
@@ -326,7 +326,7 @@ def _finding(
     advice: str,
 ) -> AuditFinding:
     looked_at = Quantity(quantity, float(exponent), float(expected))
-    return AuditFinding(problem, row["module"], row["parameter"], cause, advice, looked_at)
+    return AuditFinding(verdict, row["module"], row["parameter"], cause, advice, looked_at)
 
 
 def _times(exponent: float) -> str:

@@ -78,6 +78,11 @@ class Finding:
     explains: int = 0
 
     @property
+    def verdict(self) -> str:
+        """Of the curve; empty without one."""
+        return "" if self.curve is None else self.curve.verdict
+
+    @property
     def kind(self) -> str | None:
         """Of the curve; None without one."""
         return None if self.curve is None else self.curve.kind
@@ -111,8 +116,7 @@ class Finding:
     def facts(self) -> dict[str, Any]:
         """What ``verdict.json`` keeps: the curve's fields beside the finding's own."""
         own = {name: value for name, value in asdict(self).items() if name != "curve"}
-        verdict = None if self.curve is None else self.curve.verdict
-        shown = {"kind": self.kind, "step": self.step, "verdict": verdict, "slope": self.slope}
+        shown = {"kind": self.kind, "step": self.step, "verdict": self.verdict, "slope": self.slope}
         return {**own, **shown, "expected": self.expected}
 
     def __str__(self) -> str:

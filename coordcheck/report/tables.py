@@ -70,7 +70,7 @@ def format_exponent(measured: float, expected: float) -> str:
 def audit_sentences(audit: AuditResult) -> list[str]:
     """Findings that say the same of several parameters as one sentence."""
     return [
-        f"{finding.problem}: {finding}" + (f" The same holds for {len(names) - 1} more." if len(names) > 1 else "")
+        f"{finding.verdict}: {finding}" + (f" The same holds for {len(names) - 1} more." if len(names) > 1 else "")
         for finding, names in audit.grouped_findings()
     ]
 

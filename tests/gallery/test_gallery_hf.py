@@ -42,7 +42,7 @@ def test_a_constant_std_grows_by_half_an_exponent_for_each_matrix(checked):
     assert first.loc[query, "slope"] == pytest.approx(0.5, abs=0.05)
     inner = next(module for module in first.index if module.endswith(("fc2", "mlp.c_proj")) or "down_proj" in module)
     assert first.loc[inner, "slope"] > 0.9
-    assert {finding.problem for finding in check.audit.findings} >= {"init"}
+    assert {finding.verdict for finding in check.audit.findings} >= {"init"}
 
 
 def test_who_writes_each_parameter_and_how_often(checked):
@@ -54,7 +54,7 @@ def test_who_writes_each_parameter_and_how_often(checked):
         rows = table[table["parameter"].str.endswith(suffix)]
         assert len(rows) >= 2 and (rows["writes"] == writes).all()
         assert rows["rules"].str.contains("_init_weights").all()
-    warned = {finding.problem for finding in check.audit.findings} & {"repeated", "conflict"}
+    warned = {finding.verdict for finding in check.audit.findings} & {"repeated", "conflict"}
     assert warned == {"opt": set(), "llama": set(), "gpt2": {"repeated"}, "t5": {"conflict"}}[name]
 
 

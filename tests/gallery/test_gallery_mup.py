@@ -85,7 +85,7 @@ def test_the_audit_names_who_rescaled_the_embedding(readouts, exponent):
     assert ("MuReadout._rescale_parameters layer.py:" in row["rules"]) == (exponent > 0)
     assert report.verdict == ("fail" if exponent else "pass")
     if exponent:
-        (finding,) = [finding for finding in report.findings if finding.problem == "init"]
+        (finding,) = [finding for finding in report.findings if finding.verdict == "init"]
         assert finding.parameter == "embedding.weight"
         assert "MuReadout._rescale_parameters" in finding.cause
 

@@ -65,7 +65,7 @@ def adam_of_all(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def found(report: Audit) -> set[tuple[str, str]]:
-    return {(finding.parameter, finding.problem) for finding in report.findings}
+    return {(finding.parameter, finding.verdict) for finding in report.findings}
 
 
 @pytest.mark.parametrize("bias_std", [0.0, 0.5], ids=["zero biases", "random biases"])
@@ -168,7 +168,7 @@ def test_a_fault_of_the_initialization_is_reported(faulty, parameter, verdict, o
     report = audit(faulty, WIDTHS, adam)
     assert (parameter, verdict) in found(report)
     assert report.verdict == outcome
-    (finding,) = (f for f in report.findings if f.parameter == parameter and f.problem == verdict)
+    (finding,) = (f for f in report.findings if f.parameter == parameter and f.verdict == verdict)
     assert re.search(cause, finding.cause)
 
 
@@ -186,7 +186,7 @@ def tied_rescaled(width):
 def test_a_tied_weight_that_mup_rescales_is_reported_with_who_did_it():
     assert audit(tied, WIDTHS, adam).verdict == "pass"
     report = audit(tied_rescaled, WIDTHS, adam)
-    (finding,) = (f for f in report.findings if f.problem == "init" and f.parameter == "embed.weight")
+    (finding,) = (f for f in report.findings if f.verdict == "init" and f.parameter == "embed.weight")
     assert finding.quantity.exponent == pytest.approx(0.5, abs=0.03)
     assert "MuReadout._rescale_parameters layer.py" in finding.cause
     row = report.parameters.set_index("parameter").loc["embed.weight"]
@@ -242,7 +242,7 @@ def test_a_module_that_the_width_never_reaches_is_reported():
         return model
 
     report = audit(with_adapter, WIDTHS, adam)
-    (finding,) = (f for f in report.findings if f.problem == "fixed")
+    (finding,) = (f for f in report.findings if f.verdict == "fixed")
     assert "nothing in adapter grows with width: 4 parameters" in finding.cause
 
 

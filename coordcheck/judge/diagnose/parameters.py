@@ -25,13 +25,13 @@ AuditRule = Callable[[AuditFinding, pd.Series, Evidence], Diagnosis | None]
 
 def audited(evidence: Evidence) -> Iterator[Finding]:
     """A finding for each parameter that the audit finds at fault, with the curve that shows it."""
-    found = [] if evidence.audit is None else [f for f in evidence.audit.findings if f.problem in AUDIT_FAULTS]
+    found = [] if evidence.audit is None else [f for f in evidence.audit.findings if f.verdict in AUDIT_FAULTS]
     worst = {finding.parameter: finding for finding in reversed(found)}
     for parameter, finding in worst.items():
         row = evidence.parameters.loc[str(parameter)]
         assert isinstance(row, pd.Series)
         said = next(filter(None, (rule(finding, row, evidence) for rule in AUDIT_RULES)), None)
-        said = said or Diagnosis(AUDITED[finding.problem], capitalized(finding.cause), finding.advice)
+        said = said or Diagnosis(AUDITED[finding.verdict], capitalized(finding.cause), finding.advice)
         since = 0 if said.fault in AT_STEP_0 else 1
         shown = _shown(evidence, finding.module, since)
         module, curve, explains = finding.module, None, 0
@@ -51,7 +51,7 @@ def _shown(evidence: Evidence, module: str, since: int) -> pd.Series | None:
 
 def _shared_readout(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """microsoft/mup#55: the rescaling of a readout's init reaches the embedding that shares its weight."""
-    if finding.problem != "init" or not row["tied_to"] or abs(row["std_exponent"] - 0.5) > evidence.limits.certain:
+    if finding.verdict != "init" or not row["tied_to"] or abs(row["std_exponent"] - 0.5) > evidence.limits.certain:
         return None
     return Diagnosis(
         "shared_readout",
@@ -94,7 +94,7 @@ def _width(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnos
 def _missing_multiplier(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """A weight whose std and learning rate are both wrong, where a forward multiplier alone would right the rate."""
     wrong = (
-        {f.problem for f in evidence.audit.findings if f.parameter == finding.parameter} if evidence.audit else set()
+        {f.verdict for f in evidence.audit.findings if f.parameter == finding.parameter} if evidence.audit else set()
     )
     if row["role"] != "readout" or not wrong >= {"init", "learning_rate"} or evidence.audit is None:
         return None
@@ -117,7 +117,7 @@ def _base_shapes(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> D
     hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
     wrong = (hidden["lr_exponent"] - hidden["expected_lr_exponent"]).abs() > evidence.limits.certain
     if (
-        finding.problem != "learning_rate"
+        finding.verdict != "learning_rate"
         or row["role"] != "hidden"
         or abs(row["lr_exponent"]) > evidence.limits.certain
         or wrong.all()
@@ -141,7 +141,7 @@ def _std(row: pd.Series) -> str:
 
 def _reinitialized(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """The last of several initializations is the wrong one."""
-    if finding.problem != "init" or not row["conflict"]:
+    if finding.verdict != "init" or not row["conflict"]:
         return None
     return Diagnosis(
         "reinitialized",
@@ -152,7 +152,7 @@ def _reinitialized(finding: AuditFinding, row: pd.Series, evidence: Evidence) ->
 
 def _decay(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """AdamW decays by learning rate x weight decay, so a scaled learning rate scales the decay."""
-    if finding.problem != "decay":
+    if finding.verdict != "decay":
         return None
     return Diagnosis(
         "decay",
