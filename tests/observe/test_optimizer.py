@@ -1,11 +1,12 @@
 """Learning rates and decays, derived by hand from Tensor Programs V, table 3 and 8, at width_mult 4."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_cell
 from torch import nn, optim
 
-from coordcheck.observe.optimizer import check_optimizer, update_rules
+from coordcheck.observe.optimizer import Step, check_optimizer, try_steps
 
 CPU = torch.device("cpu")
 
@@ -71,6 +72,19 @@ class Lamb(optim.Optimizer):
             p.sub_(self.param_groups[0]["lr"] * p.norm() * p.grad.sign())
 
 
+class Lion(optim.Optimizer):
+    """The sign of a mean of gradients: Chen et al. (arXiv 2302.06675), without momentum."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * p.grad.sign())
+
+
 @pytest.mark.parametrize(
     ("make", "rule"),
     [
@@ -87,21 +101,22 @@ class Lamb(optim.Optimizer):
         (lambda p: optim.Adam(p, fused=True), "adam"),
         (lambda p: optim.SGD(p, weight_decay=0.1), "sgd"),
         (lambda p: optim.SGD(p, momentum=0.9, nesterov=True), "sgd"),
-        (Lamb, None),
-        (optim.Adafactor, None),
+        (Lion, "adam"),
+        (Lamb, "adafactor"),
+        (optim.Adafactor, "adafactor"),
         (optim.LBFGS, None),  # needs a closure
         (optim.SparseAdam, None),  # refuses dense gradients
         (lambda p: optim.Adam(p, eps=1.0), None),  # between the two
     ],
 )
 def test_how_a_step_depends_on_the_gradient_is_found_out(make, rule):
-    assert update_rules(make(nn.Linear(8, 8).parameters())) == [rule]
+    assert {step.rule for step in try_steps(make(nn.Linear(8, 8).parameters())).values()} == {rule or ""}
 
 
 def test_finding_out_changes_no_weight():
     layer = nn.Linear(8, 8)
     before = layer.weight.clone()
-    update_rules(optim.Adam(layer.parameters()))
+    try_steps(optim.Adam(layer.parameters()))
     assert torch.equal(layer.weight, before) and layer.weight.grad is None
 
 
@@ -109,9 +124,43 @@ def test_groups_are_told_apart():
     trained, frozen = nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(False)
     empty = nn.Parameter(torch.empty(0))
     groups = [{"params": trained.parameters()}, {"params": frozen.parameters()}, {"params": [empty]}]
-    assert update_rules(optim.SGD(groups)) == ["sgd", None, None]
+    assert [step.rule for step in try_steps(optim.SGD(groups)).values()] == ["sgd", "sgd", ""]
 
 
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"`optimizer` must return a torch.optim.Optimizer; got list"):
+    with pytest.raises(
+        ValueError, match=r"`optimizer` must return a torch.optim.Optimizer, or .*; got list"
+    ):
         check_optimizer([])
+
+
+@pytest.mark.parametrize(("adjust", "exponent"), [("original", 0.0), ("match_rms_adamw", 0.5)])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (1, 2)])
+def test_muons_steps_have_an_operator_norm_that_may_grow_with_the_shape(adjust, exponent, shape):
+    sizes = []
+    for width in (16, 64):
+        matrix = nn.Parameter(torch.randn(shape[0] * width, shape[1] * width))
+        (step,) = try_steps(optim.Muon([matrix], lr=0.01, adjust_lr_fn=adjust)).values()
+        assert step.rule == "muon"
+        sizes.append(step.size)
+    assert np.log2(sizes[1] / sizes[0]) / 2 == pytest.approx(exponent, abs=0.1)
+
+
+def test_a_random_sign_is_not_muon():
+    (step,) = try_steps(optim.Adam([nn.Parameter(torch.randn(64, 16))])).values()
+    assert step == Step("adam", pytest.approx(1.0, rel=1e-3))
+
+
+def test_several_optimizers_are_taken_together():
+    matrix, vector = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+    parts = [optim.Muon([matrix], lr=0.1), optim.SGD([vector], lr=0.2)]
+    both = check_optimizer(parts)
+    assert [group["lr"] for group in both.param_groups] == [0.1, 0.2]
+    both.param_groups[1]["lr"] = 1.0
+    before, vector.grad, matrix.grad = vector.detach().clone(), torch.ones(8), torch.eye(8)
+    both.step()
+    assert torch.allclose(vector, before - 1.0)
+    both.zero_grad()
+    assert vector.grad is None and matrix.grad is None
+    rules = try_steps(both)
+    assert (rules[matrix].rule, rules[vector].rule) == ("muon", "sgd")
