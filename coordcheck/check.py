@@ -19,7 +19,7 @@ import pandas as pd
 
 from coordcheck.config.load import default_gate, gate_from
 from coordcheck.config.rules import check_axes, member, seeds_of
-from coordcheck.config.schema import PARAMETERS, CheckConfig, Expect, GateConfig, Precision
+from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.judgement import Judgement
@@ -175,6 +175,7 @@ def coord_check(
     audit: bool = True,
     store: str | Path | None = None,
     workers: int | None = None,
+    decay: str | None = None,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -207,6 +208,9 @@ def coord_check(
         workers: Runs at a time, at most; None for one per CPU core, one on a GPU. Training that draws random numbers
             goes on one run at a time.
 
+        decay: How learning rate times weight decay should scale: "independent" (not at all, as mup.MuAdamW has it),
+            "width^-1/2", "constant" (the weight decay itself is) or "off"; None warns where it scales.
+
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
 
@@ -229,6 +233,7 @@ def coord_check(
     check_axes(widths, seed_list, steps, kinds)
     widths, seed_list = [int(width) for width in widths], [int(seed) for seed in seed_list]
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
+    gate.decay = None if decay is None else member(Decay, "decay", decay).value
     plan = RunPlan(steps, kinds, modules, pick_device(device), member(Precision, "precision", precision))
     config = {"widths": widths, "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
     config |= {"modules": None if modules is None else list(modules), "precision": precision}
@@ -320,6 +325,8 @@ def check_cell(
             audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
         except Exception as error:  # whatever a constructor objects to, it must not cost the check
             unaudited = f"{type(error).__name__}: {error}"
+    if audited is not None:
+        cell.learn_roles(audited.roles())
     with threads_of_runs(plan.device, len(seeds)) as share:
         queues = [RunQueue(cell, plan, widths, seeds, workers=workers or share, title="check")]
         if twin is not None:
@@ -362,6 +369,10 @@ def audit(
     widths: Sequence[int] = (64, 128, 256),
     optimizer: "Callable[[nn.Module], optim.Optimizer] | None" = None,
     expect: str = "mup",
+    *,
+    decay: str | None = None,
+    batch: Any = None,
+    loss: "Callable[[nn.Module, Any], Tensor] | None" = None,
 ) -> Audit:
     """Audits how a model of yours is initialized, and how that and its learning rates scale. Nothing is trained.
 
@@ -371,6 +382,10 @@ def audit(
         widths: d_model, at least three distinct values.
         optimizer: From model to its optimizer; None leaves learning rates and decays out.
         expect: Whose exponents to expect, "mup" or "sp".
+        decay: As for :func:`coord_check`.
+        batch: As for :func:`coord_check`. With one, a forward pass is run at each width, and roles and forward
+            multipliers are read; without, they are assumed from shapes and classes.
+        loss: Likewise.
 
     Returns:
         The audit: its ``parameters`` (one row each), ``findings`` and ``verdict``.
@@ -388,22 +403,39 @@ def audit(
     """
     check_axes(widths, [0], 1, ["activation"])
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    return _audited(build, [int(width) for width in widths], optimizer, gate)
+    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    widths = [int(width) for width in widths]
+    if batch is None:
+        return _audited(build, widths, optimizer, gate)
+    from coordcheck.models.own import OwnCell, default_optimizer
+
+    with _generators_kept():
+        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, widths)
+        return audit_cell(cell, widths, gate, with_optimizer=optimizer is not None)
 
 
-def audit_cell(cell: "Cell", widths: Sequence[int], gate: GateConfig) -> Audit:
+def audit_cell(cell: "Cell", widths: Sequence[int], gate: GateConfig, with_optimizer: bool = True) -> Audit:
     """Audits a cell on CPU, as :func:`audit` does a model.
 
     Args:
         cell: What is built.
         widths: At least three.
         gate: Whose exponents to expect, and how far beyond them still passes.
+        with_optimizer: Whether learning rates and decays are looked at.
     """
     import torch
 
     cpu = torch.device("cpu")
+
+    def forward(model: "nn.Module") -> object:
+        return cell.loss(model, cell.batch(0, cpu))
+
     return _audited(
-        lambda width: cell.build(width, 0, cpu), widths, lambda model: cell.optimizer(model, min(widths)), gate
+        lambda width: cell.build(width, 0, cpu),
+        widths,
+        (lambda model: cell.optimizer(model, min(widths))) if with_optimizer else None,
+        gate,
+        forward,
     )
 
 
@@ -412,6 +444,7 @@ def _audited(
     widths: Sequence[int],
     optimizer: "Callable[[nn.Module], optim.Optimizer] | None",
     gate: GateConfig,
+    forward: "Callable[[nn.Module], object] | None" = None,
 ) -> Audit:
     import torch
 
@@ -423,10 +456,10 @@ def _audited(
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            measured = measure(build, ascending, optimizer)
+            measured = measure(build, ascending, optimizer, forward)
     finally:
         torch.set_num_threads(threads)
-    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent)
+    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, gate.decay)
 
 
 def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:
@@ -448,11 +481,11 @@ def current_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _generators_kept(device: "torch.device") -> Iterator[None]:
+def _generators_kept(device: "torch.device | None" = None) -> Iterator[None]:
     """Leaves torch's global generators as they were."""
     import torch
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         yield
 
 
@@ -481,10 +514,10 @@ def _read_verdict(path: Path) -> dict[str, Any]:
 def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
     """A stored audit, judged anew."""
     # a module named 0 is a word, and what is empty there is a word that is empty, not a number that is missing
-    words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape"]
+    words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape", "used_in"]
     table = pd.read_csv(path, dtype=dict.fromkeys(words, "str"))
     table[words] = table[words].fillna("")
-    return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent)
+    return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent, gate.decay)
 
 
 def _without_nan(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from coordcheck.config.schema import (
     CheckConfig,
+    Decay,
     Embedding,
     GateConfig,
     OwnConfig,
@@ -29,6 +30,8 @@ def check_gate(gate: GateConfig) -> None:
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
+    if gate.decay is not None:
+        member(Decay, "gate.decay", gate.decay)
     if not 0 < gate.confidence < 1:
         raise ValueError(
             f"`gate.confidence` lies between 0 and 1; got {gate.confidence}. For example gate.confidence=0.95."

@@ -265,11 +265,21 @@ class DiagnosisConfig:
     initial_loss: float
 
 
+class Decay(StrEnum):
+    """How weight decay should scale with width."""
+
+    independent = "independent"
+    root = "width^-1/2"
+    constant = "constant"
+    off = "off"
+
+
 @dataclass
 class GateConfig:
     """What turns slopes into verdicts."""
 
     expect: Expect
+    decay: str | None
     confidence: float
     tolerance: Tolerance
     diagnosis: DiagnosisConfig

@@ -13,13 +13,16 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from coordcheck.judge.finding import Quantity
-from coordcheck.judge.theory import Form, forms
+from coordcheck.judge.finding import Change, Quantity
+from coordcheck.judge.theory import RULES, Form, forms
 from coordcheck.records.schema import ARROW
 
-AUDIT_FAULTS = ("uninitialized", "ungrouped", "regrouped", "init", "learning_rate", "decay", "epsilon")
+AUDIT_FAULTS = (
+    *("uninitialized", "ungrouped", "regrouped", "multiplier", "init", "learning_rate", "decay", "epsilon"),
+)
 UNDECIDED = ("unknown",)
-WARNINGS = ("conflict", "repeated", "fixed")
+WARNINGS = ("decay_policy", "large_epsilon", "conflict", "repeated", "fixed")
+SMALL_EPSILON = 0.1  # of a gradient's small entries, up to which Adam's epsilon changes nothing
 ORDER = (*AUDIT_FAULTS, *UNDECIDED, *WARNINGS)
 
 
@@ -34,6 +37,7 @@ class AuditFinding:
         cause: What was seen, in numbers.
         advice: What to do.
         quantity: What was looked at.
+        change: What to do, as a number; None where it is none.
     """
 
     verdict: str
@@ -42,6 +46,7 @@ class AuditFinding:
     cause: str
     advice: str
     quantity: Quantity
+    change: Change | None = None
 
     def __str__(self) -> str:
         return f"{self.parameter}: {self.cause} {self.advice}"
@@ -66,7 +71,9 @@ class AuditResult:
     widths: list[int]
 
     @classmethod
-    def from_parameters(cls, measured: pd.DataFrame, widths: list[int], expect: str, tolerance: float) -> Self:
+    def from_parameters(
+        cls, measured: pd.DataFrame, widths: list[int], expect: str, tolerance: float, policy: str | None = None
+    ) -> Self:
         """Judges a table as :func:`coordcheck.observe.parameters.measure` returns it.
 
         Args:
@@ -74,6 +81,8 @@ class AuditResult:
             widths: At which the model was built.
             expect: "mup" or "sp".
             tolerance: How far an exponent may lie from the expected one.
+            policy: How learning rate times weight decay should scale: "independent", "width^-1/2", "constant" (the
+                decay itself), "off"; None warns where the product scales.
         """
         expected = [_expected_form(row, expect, tolerance) for row in _rows(measured)]
         judged = measured.assign(
@@ -81,9 +90,10 @@ class AuditResult:
             expected_lr_exponent=[form.lr for form, _ in expected],
             assumed_multiplier_exponent=[form.multiplier for form, _ in expected],
             forms=[" or ".join(map(str, all_forms)) for _, all_forms in expected],
+            smallest_std_exponent=[form.std if np.isnan(form.smallest) else form.smallest for form, _ in expected],
             source=[form.source for form, _ in expected],
         )
-        found = [finding for row in _rows(judged) for finding in _findings(row, tolerance)]
+        found = [finding for row in _rows(judged) for finding in _findings(row, expect, tolerance, policy)]
         found += _fixed_findings(judged)
         found.sort(key=lambda finding: ORDER.index(finding.verdict))
         worst = {finding.parameter: finding.verdict for finding in reversed(found)}
@@ -116,6 +126,11 @@ class AuditResult:
             "widths": self.widths,
         }
 
+    def roles(self) -> dict[str, str]:
+        """The roles of parameters whose uses were read, by each of their names but for tied ones."""
+        read = self.parameters[(self.parameters["used_in"] != "") & (self.parameters["tied_to"] == "")]
+        return dict(zip(read["parameter"], read["role"], strict=True))
+
     def worst_first(self) -> pd.DataFrame:
         """The rows of ``parameters``, faults first."""
         rank = self.parameters["verdict"].map({name: i for i, name in enumerate(ORDER)}).fillna(len(ORDER))
@@ -137,7 +152,9 @@ COLUMNS = [
     # beyond those of the public contract
     *("effective_decay_exponent", "eps_exponent", "std_low", "std_high", "fan_in", "fan_out", "std_fan_in", "update"),
     *("multiplier_exponent", "assumed_multiplier_exponent", "forms", "operations", "unwritten", "entries", "repeats"),
-    *("conflict", "groups", "shape", "module", "source"),
+    *("conflict", "groups", "shape", "module", "source", "used_in", "trained", "step_exponent"),
+    *("readout_multiplier_exponent", "class_multiplier_exponent", "smallest_std_exponent"),
+    *("after_exponent", "returned", "gradient", "gradient_exponent", "eps"),
 ]
 
 
@@ -147,15 +164,33 @@ def _rows(frame: pd.DataFrame) -> list[Row]:
 
 def _expected_form(row: Row, expect: str, tolerance: float) -> tuple[Form, tuple[Form, ...]]:
     """The form that a parameter has, else the usual one; and all that it may have."""
-    update = row["update"] if row["update"] in ("adam", "sgd") else "adam"
-    allowed = forms(expect, row["role"], update, tied=bool(row["tied_to"]))
-    known = tuple(form for form in allowed if form.multiplier == row["multiplier_exponent"])
-    candidates = known if known and not row["tied_to"] else allowed
+    multiplier = _known(row["multiplier_exponent"])
+    of_readout = _known(row["readout_multiplier_exponent"])
+    std, step = _known(row["std_exponent"]), _known(row["step_exponent"])
+    allowed = forms(
+        expect,
+        row["role"],
+        row["update"] if row["update"] in RULES else "adam",
+        tied=_is_tied(row),
+        multiplier=None if row["role"] in ("vector", "fixed") else multiplier,
+        readout_multiplier=of_readout,
+        step=step or 0.0,
+        std=std or 0.0,
+    )
 
     def fits(form: Form) -> bool:
         return not (_std_is_off(row, form, tolerance) or _off(row["lr_exponent"], form.lr, tolerance))
 
-    return next(filter(fits, candidates), candidates[0]), candidates
+    return next(filter(fits, allowed), allowed[0]), allowed
+
+
+def _known(exponent: float) -> float | None:
+    return None if np.isnan(exponent) else float(exponent)
+
+
+def _is_tied(row: Row) -> bool:
+    """Whether an embedding's weight is a readout's too, as it was read; else whether it has another name."""
+    return not np.isnan(row["readout_multiplier_exponent"]) or (bool(row["tied_to"]) and not row["used_in"])
 
 
 def _off(exponent: float, expected: float, tolerance: float) -> bool:
@@ -164,21 +199,19 @@ def _off(exponent: float, expected: float, tolerance: float) -> bool:
 
 
 def _std_is_off(row: Row, form: Form, tolerance: float) -> bool:
-    """Whether the whole interval of an init exponent lies beyond the tolerance.
-
-    A vector, and a readout under a known multiplier, may also start smaller than it must, as it may start at zero.
-    """
-    may_vanish = row["role"] in ("vector", "fixed") or not np.isnan(row["multiplier_exponent"])
-    below = row["std_high"] < form.std - tolerance
-    return bool(row["std_low"] > form.std + tolerance or (below and not may_vanish))
+    """Whether the whole interval of an init exponent lies beyond what a form allows and the tolerance."""
+    smallest = form.std if np.isnan(form.smallest) else form.smallest
+    return bool(row["std_low"] > form.std + tolerance or row["std_high"] < smallest - tolerance)
 
 
-def _findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
+def _findings(row: Row, expect: str, tolerance: float, policy: str | None) -> Iterator[AuditFinding]:
     """Everything there is to say of a parameter."""
     yield from _writing_findings(row)
     yield from _grouping_findings(row)
-    yield from _scaling_findings(row, tolerance)
-    yield from _decay_findings(row, tolerance)
+    if row["unwritten"] == 0:  # what memory held scales like nothing
+        yield from _scaling_findings(row, expect, tolerance)
+    yield from _decay_findings(row, tolerance, policy)
+    yield from _epsilon_findings(row, tolerance)
 
 
 def _writing_findings(row: Row) -> Iterator[AuditFinding]:
@@ -224,9 +257,9 @@ def _grouping_findings(row: Row) -> Iterator[AuditFinding]:
             row,
             "unknown",
             "learning_rate",
-            cause="a step of its optimizer is neither of one size nor proportional to the gradient alone, or could "
-            "not be tried, so how the learning rate should scale is not known.",
-            advice="Look up the rule of this optimizer; a coordinate check judges it all the same.",
+            cause=_unknown_step(row),
+            advice="Look up how the learning rate of this optimizer should scale; a coordinate check judges it all the "
+            "same.",
         )
     elif row["groups"] > 0 and np.isnan(row["lr_exponent"]):
         yield _finding(
@@ -238,11 +271,38 @@ def _grouping_findings(row: Row) -> Iterator[AuditFinding]:
         )
 
 
-def _scaling_findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
-    form = Form(row["expected_std_exponent"], row["expected_lr_exponent"], np.nan, "")
-    optimizer = f" under an optimizer like {row['update'].capitalize()}" if row["update"] else ""
-    weight = f"{row['role']} weight{' that is tied' if row['tied_to'] else ''}{optimizer}"
-    if _std_is_off(row, form, tolerance):
+def _unknown_step(row: Row) -> str:
+    size = (
+        ""
+        if np.isnan(row["step_exponent"])
+        else (f" At one learning rate and the same gradients its size scales like width^{row['step_exponent']:+.2f}.")
+    )
+    return (
+        "a step of its optimizer is none of Adam's, SGD's, Muon's or Adafactor's, or could not be tried, so how the "
+        f"learning rate should scale is not known.{size}"
+    )
+
+
+def _scaling_findings(row: Row, expect: str, tolerance: float) -> Iterator[AuditFinding]:
+    form = Form(row["expected_std_exponent"], row["expected_lr_exponent"], np.nan, "", row["smallest_std_exponent"])
+    std_off = _std_is_off(row, form, tolerance)
+    lr_off = row["update"] in RULES and _off(row["lr_exponent"], form.lr, tolerance)
+    if multiplier := _one_multiplier(row, form, expect, tolerance) if std_off or lr_off else None:
+        yield _multiplier_finding(row, form, multiplier)
+        return
+    if (apart := _between_uses(row, expect, tolerance)) is not None:
+        yield _finding(
+            row,
+            "multiplier",
+            "multiplier",
+            row["readout_multiplier_exponent"],
+            row["readout_multiplier_exponent"] + apart,
+            cause=f"as a readout its product is multiplied by width^{row['readout_multiplier_exponent']:+.2f}, as an "
+            f"embedding by width^{row['multiplier_exponent']:+.2f}; expected a readout {-1.0:+.2f} below.",
+            advice=f"Multiply what the readout reads {_times(apart)}.",
+            change=Change("multiplier", apart),
+        )
+    if std_off:
         yield _finding(
             row,
             "init",
@@ -250,37 +310,136 @@ def _scaling_findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
             row["std_exponent"],
             form.std,
             cause=f"its init std scales like width^{row['std_exponent']:+.2f} [{row['std_low']:+.2f}, "
-            f"{row['std_high']:+.2f}]; expected {form.std:+.2f} ({weight}). "
+            f"{row['std_high']:+.2f}]; expected {form.std:+.2f} ({_what(row)}). "
             f"Written by {row['rules'] or 'unknown code'}.",
             advice=f"Make its std {_times(form.std - row['std_exponent'])}.",
+            change=Change("init_std", form.std - row["std_exponent"]),
         )
-    if row["update"] and _off(row["lr_exponent"], form.lr, tolerance):
-        example = {"adam": "mup.MuAdam", "sgd": "mup.MuSGD"}[row["update"]]
-        scaled = f"Put it in a parameter group with lr {_times(form.lr - row['lr_exponent'])}, for example {example}."
+    if lr_off:
+        change = form.lr - row["lr_exponent"]
+        scaled = f"Put it in a parameter group with lr {_times(change)}{_EXAMPLES[row['update']]}."
+        grows = abs(row["step_exponent"]) > tolerance
+        step = _STEPS.get(row["update"], "").format(row["step_exponent"]) if grows else ""
         yield _finding(
             row,
             "learning_rate",
             "learning_rate",
             row["lr_exponent"],
             form.lr,
-            cause=f"its learning rate scales like width^{row['lr_exponent']:+.2f}; expected {form.lr:+.2f} ({weight}).",
-            advice=scaled if form.lr else "Give it the same learning rate at every width.",
+            cause=f"its learning rate scales like width^{row['lr_exponent']:+.2f}; expected {form.lr:+.2f} "
+            f"({_what(row)}).{step}",
+            advice=scaled if abs(form.lr) > tolerance else "Give it the same learning rate at every width.",
+            change=Change("learning_rate", change),
         )
 
 
-def _decay_findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
-    if _off(row["effective_decay_exponent"], 0.0, tolerance):
+_EXAMPLES = {"adam": ", for example mup.MuAdam", "sgd": ", for example mup.MuSGD", "muon": "", "adafactor": ""}
+_STEPS = {"muon": " Its steps have an operator norm that grows like width^{:+.2f} with the shape of the matrix."}
+
+
+def _what(row: Row) -> str:
+    """What a parameter is, in words."""
+    known = row["used_in"] and row["role"] not in ("vector", "fixed") and abs(row["multiplier_exponent"]) > 1e-6
+    read = f" whose product is multiplied by width^{row['multiplier_exponent']:+.2f}" if known else ""
+    optimizer = f" under an optimizer like {row['update'].capitalize()}" if row["update"] in RULES else ""
+    return f"{row['role']} weight{' that is tied' if _is_tied(row) else ''}{read}{optimizer}"
+
+
+def _one_multiplier(row: Row, form: Form, expect: str, tolerance: float) -> float | None:
+    """By which power of width more its product would have to be multiplied, where that alone rights std and rate.
+
+    A readout is usually multiplied by 1/width, everything else by nothing.
+    """
+    known = row["multiplier_exponent"]
+    usual = -1.0 if row["role"] == "readout" else 0.0
+    if expect != "mup" or np.isnan(known) or row["role"] in ("vector", "fixed") or _is_tied(row) or known == usual:
+        return None
+    more = usual - known
+    slope = 2 if row["update"] == "sgd" else 1
+    changed = Form(form.std - more, form.lr - slope * more, usual, "", form.smallest - more)
+    rights_lr = row["update"] not in RULES or not _off(row["lr_exponent"], changed.lr, tolerance)
+    return more if rights_lr and not _std_is_off(row, changed, tolerance) else None
+
+
+def _multiplier_finding(row: Row, form: Form, more: float) -> AuditFinding:
+    known, usual = row["multiplier_exponent"], row["multiplier_exponent"] + more
+    right = f"its init std and learning rate are right for a product that is multiplied by width^{usual:+.2f}"
+    if row["class_multiplier_exponent"] == -1.0 and known == 0.0 and row["used_in"]:
+        cause = (
+            f"it belongs to a readout of the mup package, whose multiplier never runs: its weight is used past it "
+            f"({row['used_in']})."
+        )
+        advice = "Call the readout itself, or multiply what its weight reads by 1 / width_mult."
+    elif row["role"] == "readout" and known == 0.0:
+        cause = f"{right}, but nothing multiplies ({row['used_in'] or 'as its class tells'})."
+        advice = (
+            f"Use mup.MuReadout, or multiply its input by 1 / width_mult; or else make its learning rate "
+            f"{_times(form.lr - row['lr_exponent'])} and its std no larger than width^{form.std:+.2f}."
+        )
+    elif row["role"] == "hidden" and row["class_multiplier_exponent"] == -1.0:
+        cause = "it grows in both dimensions, but its module is a readout of the mup package and divides by width_mult."
+        advice = "Make it a plain layer."
+    else:
+        cause = f"its product is multiplied by width^{known:+.2f}; {right}."
+        advice = f"Multiply it {_times(more)}."
+    return _finding(
+        row, "multiplier", "multiplier", known, usual, cause=cause, advice=advice, change=Change("multiplier", more)
+    )
+
+
+def _between_uses(row: Row, expect: str, tolerance: float) -> float | None:
+    """What is missing between the multipliers of an embedding and of the readout that shares its weight, in muP."""
+    apart = row["multiplier_exponent"] - 1.0 - row["readout_multiplier_exponent"]
+    return apart if expect == "mup" and abs(apart) > tolerance else None
+
+
+# of learning rate times weight decay, by policy: what a step decays is constant (arXiv 2405.13698), or shrinks like
+# width^-1/2 (arXiv 2510.15262); "constant" leaves the decay alone, so that the product follows the learning rate
+POLICIES = {"independent": 0.0, "width^-1/2": -0.5}
+
+
+def _decay_findings(row: Row, tolerance: float, policy: str | None) -> Iterator[AuditFinding]:
+    """How what a step decays scales with width; published rules differ, so without a chosen one it is a warning."""
+    product, decay = row["effective_decay_exponent"], row["decay_exponent"]
+    said = (
+        f"a step decays it by learning rate x weight decay, which scales like width^{product:+.2f} (learning rate "
+        f"{row['lr_exponent']:+.2f}, weight decay {decay:+.2f})"
+    )
+    if policy == "constant" and _off(decay, 0.0, tolerance):
+        change = -decay
+        advice = "Give it the same weight decay at every width."
+    elif policy in POLICIES and _off(product, POLICIES[policy], tolerance):
+        change = POLICIES[policy] - product
+        advice = f"Make its weight decay {_times(change)}{', as mup.MuAdamW does' if policy == 'independent' else ''}."
+    elif policy is None and _off(product, 0.0, tolerance):
         yield _finding(
             row,
-            "decay",
+            "decay_policy",
             "weight_decay",
-            row["effective_decay_exponent"],
+            product,
             0.0,
-            cause=f"a step decays it by learning rate x weight decay, which scales like "
-            f"width^{row['effective_decay_exponent']:+.2f} (learning rate {row['lr_exponent']:+.2f}, weight decay "
-            f"{row['decay_exponent']:+.2f}); a coordinate check cannot see that.",
-            advice=f"Make its weight decay {_times(-row['effective_decay_exponent'])}, as mup.MuAdamW does.",
+            cause=f"{said}.",
+            advice=f"Whether that is meant is for you to say: decay=constant if it is; decay=independent wants the "
+            f"product constant, its weight decay {_times(-product)} as mup.MuAdamW has it.",
         )
+        return
+    else:
+        return
+    cause = f"{said}; decay={policy} was chosen. A coordinate check cannot see that."
+    quantity = decay if policy == "constant" else product
+    yield _finding(
+        row,
+        "decay",
+        "weight_decay",
+        quantity,
+        quantity + change,
+        cause=cause,
+        advice=advice,
+        change=Change("weight_decay", change),
+    )
+
+
+def _epsilon_findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
     if row["eps_exponent"] > tolerance:
         yield _finding(
             row,
@@ -290,6 +449,20 @@ def _decay_findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
             0.0,
             cause=f"its epsilon grows like width^{row['eps_exponent']:+.2f} while gradients shrink with width.",
             advice="Keep epsilon constant and small, or let it shrink like the gradient.",
+            change=Change("epsilon", -row["eps_exponent"]),
+        )
+    grows = row["eps_exponent"] - row["gradient_exponent"] > tolerance
+    if row["update"] == "adam" and grows and row["eps"] > SMALL_EPSILON * row["gradient"]:
+        yield _finding(
+            row,
+            "large_epsilon",
+            "epsilon",
+            row["eps_exponent"],
+            row["gradient_exponent"],
+            cause=f"its epsilon, {row['eps']:.1g}, is not small beside its gradient: a quarter of the entries is below "
+            f"{row['gradient']:.1g} at the largest width audited, which scales like width^{row['gradient_exponent']:+.2f}. "
+            f"Steps shrink with it.",
+            advice=f"Make epsilon much smaller, for example {min(1e-12, row['gradient'] / 1e4):.0e}.",
         )
 
 
@@ -324,9 +497,10 @@ def _finding(
     *,
     cause: str,
     advice: str,
+    change: Change | None = None,
 ) -> AuditFinding:
     looked_at = Quantity(quantity, float(exponent), float(expected))
-    return AuditFinding(verdict, row["module"], row["parameter"], cause, advice, looked_at)
+    return AuditFinding(verdict, row["module"], row["parameter"], cause, advice, looked_at, change)
 
 
 def _times(exponent: float) -> str:

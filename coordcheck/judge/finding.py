@@ -53,6 +53,19 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What makes it right, as a number.
+
+    Attributes:
+        quantity: "init_std", "learning_rate", "weight_decay", "epsilon", or "multiplier" of the product.
+        exponent: Of width_mult, by which to multiply it.
+    """
+
+    quantity: str
+    exponent: float
+
+
+@dataclass(frozen=True)
 class Finding:
     """What is at fault, or undecided.
 
@@ -66,6 +79,8 @@ class Finding:
         curve: The curve that shows it; None if no curve does.
         quantity: What an audit looked at; None if the audit has nothing to do with it.
         explains: How many of the failing curves it may have caused.
+        parameters: All parameters that share the cause, `parameter` among them.
+        change: What makes them right, as a number; None where it is none.
     """
 
     fault: str
@@ -76,6 +91,8 @@ class Finding:
     curve: Curve | None = None
     quantity: Quantity | None = None
     explains: int = 0
+    parameters: tuple[str, ...] = ()
+    change: Change | None = None
 
     @property
     def verdict(self) -> str:

@@ -90,7 +90,14 @@ class Judgement:
             )
         control = Control() if control is None else control
         initial_loss = InitialLoss.of(records)
-        judged = verdicts.judge(fit(records, gate.confidence), gate, readout, initial_loss)
+        judged = verdicts.judge(
+            fit(records, gate.confidence),
+            gate,
+            readout,
+            initial_loss,
+            parameters=None if audit is None else audit.parameters,
+            heads_grow=_heads_grow(records),
+        )
         findings = diagnose(records, judged, gate, audit, control.saw)
         return cls(
             records=records,
@@ -142,3 +149,10 @@ class Judgement:
             return f"INCONCLUSIVE: {self.findings[0]}"
         undecided = int(counts.get("inconclusive", 0))
         return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided. {self.findings[0]}"
+
+
+def _heads_grow(records: pd.DataFrame) -> bool:
+    """Whether the size of attention heads grows with width: their number, and so that of logits, then does not."""
+    logits = records[(records["role"] == "attention_logits") & records["count"].notna()]
+    counts = logits.groupby("module")[["width", "count"]].agg("nunique")
+    return bool((counts["count"] < counts["width"]).any()) if len(counts) else True

@@ -5,7 +5,7 @@ learning rates of its tables 3, 8 and 9; Everett et al. (arXiv 2407.05872) for s
 """
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 
 TPV = "Tensor Programs V, arXiv 2203.03466"
 EVERETT = "Everett et al., arXiv 2407.05872"
@@ -20,7 +20,16 @@ class Expectation:
     source: str
 
 
-def expected(parametrization: str, role: str, kind: str, step: int, readout: str | None = None) -> Expectation:
+def expected(
+    parametrization: str,
+    role: str,
+    kind: str,
+    step: int,
+    readout: str | None = None,
+    *,
+    update: str = "adam",
+    heads_grow: bool = True,
+) -> Expectation:
     """The exponents that a curve may have.
 
     Args:
@@ -30,6 +39,8 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
         step: Updates done before.
         readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that muP
             allows. Standard parametrization allows fan-in alone, so there it does not matter.
+        update: How steps depend on the gradient, see :func:`forms`.
+        heads_grow: Whether the size of attention heads grows with width, not their number alone.
 
     Raises:
         ValueError: if the parametrization is unknown.
@@ -39,14 +50,16 @@ def expected(parametrization: str, role: str, kind: str, step: int, readout: str
     if kind == "gradient":
         return _gradient(parametrization, role)
     if parametrization == "mup":
-        return _mup(role, kind, step, readout)
+        return _mup(role, kind, step, readout, heads_grow)
     if parametrization == "sp":
-        return _sp(role, kind, step)
+        return _sp(role, kind, step, update)
     raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")
 
 
-def _mup(role: str, kind: str, step: int, readout: str | None) -> Expectation:
+def _mup(role: str, kind: str, step: int, readout: str | None, heads_grow: bool) -> Expectation:
     if role == "attention_logits":
+        if step == 0 and not heads_grow:
+            return Expectation(0.0, 0.0, f"{TPV}, section 4: heads of a fixed size sum over a fixed number of terms")
         # 1/K attention: a sum of K independent terms at init when heads grow, fully correlated at best
         return Expectation(-0.5, 0.0, f"{TPV}, section 4 and appendix J: attention scales like 1/head size")
     if role == "readout" and kind != "effective_update":
@@ -54,6 +67,9 @@ def _mup(role: str, kind: str, step: int, readout: str | None) -> Expectation:
         if step == 0 and readout in ("constant", "fan_in"):
             return Expectation(start, start, f"{TPV}, table 8: width independent terms, multiplied by 1/width")
         return Expectation(start, 0.0, f"{TPV}, appendix J: training correlates the terms of the logits")
+    if role == "projection" and kind != "effective_update":
+        # like a readout's output, or kept at size 1: either will do for what reads it
+        return Expectation(-0.5, 0.0, f"{TPV}, appendix J: a finite output, of width terms that training correlates")
     # a layer's update is made of its inputs, so width aligned terms meet a learning rate or a multiplier of 1/width
     return Expectation(0.0, 0.0, f"{TPV}, appendix J.2: every entry and every change of an entry is O(1)")
 
@@ -61,6 +77,7 @@ def _mup(role: str, kind: str, step: int, readout: str | None) -> Expectation:
 # Of a weight that the forward pass multiplies by width^m the gradient grows by width^m: the forms below. Queries and
 # keys whose heads grow get between width^-1.5 and width^-1: logits are q·k / head size.
 _MUP_GRADIENTS = {"input": (-1.0, -0.5), "hidden": (-1.5, -1.0), "readout": (-1.0, 0.0), "vector": (-1.0, -1.0)}
+_MUP_GRADIENTS |= {"projection": (-1.5, 0.0)}
 
 
 def _gradient(parametrization: str, role: str) -> Expectation:
@@ -74,13 +91,15 @@ def _gradient(parametrization: str, role: str) -> Expectation:
     return Expectation(-inf, inf, "no claim")
 
 
-def _sp(role: str, kind: str, step: int) -> Expectation:
+def _sp(role: str, kind: str, step: int, update: str) -> Expectation:
     if kind == "activation" and step == 0:
         return Expectation(0.0, 0.0, f"{EVERETT}, table 1: fan-in initialization")
+    # the gradient of what stands before a readout of width^-1/2 shrinks likewise, and SGD's steps with it
+    shrinks = -0.5 if update == "sgd" and role != "readout" and kind != "activation" else 0.0
     if role == "input":
-        return Expectation(0.0, 0.0, f"{EVERETT}, section 3: its input does not grow")
+        return Expectation(shrinks, 0.0, f"{EVERETT}, section 3: its input does not grow")
     # Several layers' updates of width^1 compound at a large learning rate, norms cut them back: no power law.
-    return Expectation(0.0, 2.0, f"{EVERETT}, section 3: Adam's update has width aligned terms")
+    return Expectation(shrinks, 2.0, f"{EVERETT}, section 3: an update has width aligned terms")
 
 
 @dataclass(frozen=True)
@@ -92,29 +111,48 @@ class Form:
         lr: Of the learning rate.
         multiplier: Of what the weight's product is multiplied by in the forward pass.
         source: Who says so.
+        smallest: Down to which exponent the std may also start: a readout may start at zero, a projection's output may
+            start like a readout's.
     """
 
     std: float
     lr: float
     multiplier: float
     source: str
+    smallest: float = nan
 
     def __str__(self) -> str:
         forward = f", forward multiplier width^{self.multiplier:+.1f}" if self.multiplier else ""
         return f"init std {self.std:+.1f}, learning rate {self.lr:+.1f}{forward}"
 
 
-# exponents (std, learning rate of Adam, of SGD) without a multiplier, and by how much a multiplier may shift them
-_MUP_FORMS: dict[str, tuple[float, float, float, tuple[float, ...]]] = {
-    "input": (0.0, 0.0, 1.0, (0.0, -0.5)),
-    "hidden": (-0.5, -1.0, 0.0, (0.0, 0.5)),
-    "readout": (-1.0, -1.0, -1.0, (0.0, 0.5, 1.0)),
-    "vector": (0.0, 0.0, 1.0, (0.0,)),
-    "fixed": (0.0, 0.0, 0.0, (0.0,)),
+# Exponents without a forward multiplier. Std: what keeps the size of the output at step 0, for a readout one half less
+# (Tensor Programs V, table 3). A projection's output is finite as a readout's, but layers read it, so either will do.
+_STD = {"input": 0.0, "hidden": -0.5, "readout": -1.0, "projection": -0.5, "vector": 0.0, "fixed": 0.0}
+# Learning rates, by how a step depends on what it is given. An update sums over a fan-in that grows as aligned terms,
+# width^1. Muon's step has a fixed operator norm, which makes an output of sqrt(fan_in / fan_out) times the input's.
+_RATE = {
+    "adam": {"input": 0.0, "hidden": -1.0, "readout": -1.0, "projection": -1.0, "vector": 0.0, "fixed": 0.0},
+    "sgd": {"input": 1.0, "hidden": 0.0, "readout": -1.0, "projection": -1.0, "vector": 1.0, "fixed": 0.0},
+    "muon": {"input": 0.5, "hidden": 0.0, "readout": -0.5, "projection": -0.5, "vector": 0.0, "fixed": 0.0},
 }
+RULES = (*_RATE, "adafactor")  # of steps that theory knows
+# by how much a multiplier that is not known may shift them
+_SHIFTS = {"input": (0.0, -0.5), "hidden": (0.0, 0.5), "readout": (0.0, 0.5, 1.0)}
+DERIVED = "derived from Tensor Programs V, arXiv 2203.03466, appendix J, for steps of this kind"
 
 
-def forms(parametrization: str, role: str, update: str, *, tied: bool = False) -> tuple[Form, ...]:
+def forms(
+    parametrization: str,
+    role: str,
+    update: str,
+    *,
+    tied: bool = False,
+    multiplier: float | None = None,
+    readout_multiplier: float | None = None,
+    step: float = 0.0,
+    std: float = 0.0,
+) -> tuple[Form, ...]:
     """How the init std and the learning rate of a weight may scale, the usual form first.
 
     A weight multiplied by width^m in the forward pass needs width^-m times the std; its gradient grows by width^m, so
@@ -123,21 +161,41 @@ def forms(parametrization: str, role: str, update: str, *, tied: bool = False) -
     Args:
         parametrization: "mup" or "sp".
         role: Of the weight.
-        update: "adam" if a step does not depend on the size of the gradient, "sgd" if it is proportional to it.
+        update: How a step depends on what it is given, see :class:`coordcheck.observe.optimizer.Step`.
         tied: Whether an embedding's weight is the readout's too.
+        multiplier: Exponent of the forward multiplier, where it was read; None allows several.
+        readout_multiplier: Likewise, of the use as a readout of a tied weight.
+        step: Exponent of the size of a step at one learning rate, known for "muon" and "adafactor".
+        std: Exponent of the init std that is there, to which Adafactor's steps are proportional.
 
     Raises:
         ValueError: if the parametrization is unknown.
     """
     if parametrization == "mup":
-        if tied:
-            # a good embedding first of all; as a readout it wants a multiplier 1/width (1/sqrt in the second form)
-            return forms("mup", "input", update)
-        std, adam, sgd, shifts = _MUP_FORMS[role]
-        lr, slope = (adam, 1) if update == "adam" else (sgd, 2)
-        return tuple(Form(std + s, lr + slope * s, -s, f"{TPV}, tables 3, 8 and 9") for s in shifts)
+        return _mup_forms("input" if tied else role, update, multiplier, step, std)
     if parametrization == "sp":
-        std = -0.5 if role in ("hidden", "readout") else 0.0
-        choices = (0.0, -0.5) if tied else (std,)
-        return tuple(Form(choice, 0.0, 0.0, f"{EVERETT}, table 1: fan-in initialization") for choice in choices)
+        return _sp_forms(role, tied, multiplier, readout_multiplier)
     raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")
+
+
+def _mup_forms(role: str, update: str, multiplier: float | None, step: float, std: float) -> tuple[Form, ...]:
+    lr = _RATE["adam" if update == "adafactor" else update][role] - step - (std if update == "adafactor" else 0.0)
+    slope = 2 if update == "sgd" else 1
+    source = f"{TPV}, tables 3, 8 and 9" if update in ("adam", "sgd") else DERIVED
+    multipliers = [-shift for shift in _SHIFTS.get(role, (0.0,))] if multiplier is None else [multiplier]
+    result = []
+    for m in multipliers:
+        at_zero = role in ("vector", "fixed") or (role == "readout" and multiplier is not None)
+        smallest = -inf if at_zero else _STD[role] - m - (0.5 if role == "projection" else 0.0)
+        result.append(Form(_STD[role] - m, lr - slope * m, m + 0.0, source, smallest))
+    return tuple(result)
+
+
+def _sp_forms(role: str, tied: bool, multiplier: float | None, readout_multiplier: float | None) -> tuple[Form, ...]:
+    source = f"{EVERETT}, table 1: fan-in initialization"
+    if tied and readout_multiplier is not None:
+        # the readout's logits decide; the norm after it forgives an embedding that shrinks
+        return (Form(-0.5 - readout_multiplier, 0.0, readout_multiplier, source, -0.5 - readout_multiplier),)
+    stds = (0.0, -0.5) if tied else (-0.5 if role in ("hidden", "readout", "projection") else 0.0,)
+    m = 0.0 if multiplier is None or tied else multiplier
+    return tuple(Form(s - m, 0.0, m, source, -inf if role in ("vector", "fixed") else s - m) for s in stds)

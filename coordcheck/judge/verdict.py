@@ -13,10 +13,17 @@ from coordcheck.judge.theory import expected
 from coordcheck.records.schema import LOSS, ROOT
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
+SEEN = 0.1  # how well a slope shows an exponent that was read
 
 
 def judge(
-    slopes: pd.DataFrame, gate: GateConfig, readout: str | None = None, initial_loss: InitialLoss | None = None
+    slopes: pd.DataFrame,
+    gate: GateConfig,
+    readout: str | None = None,
+    initial_loss: InitialLoss | None = None,
+    *,
+    parameters: pd.DataFrame | None = None,
+    heads_grow: bool = True,
 ) -> pd.DataFrame:
     """Adds to each curve what was expected of it and its verdict.
 
@@ -25,16 +32,22 @@ def judge(
         gate: Whose exponents, and how far beyond them still passes.
         readout: The readout's init where known, see :func:`coordcheck.judge.theory.expected`.
         initial_loss: Where it is too high, it may not grow with width.
+        parameters: Of an audit, for what it read of the forward pass and of the optimizer; None without one.
+        heads_grow: Whether the size of attention heads grows with width, not their number alone.
 
     Returns:
         `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
         slope lies outside the range and its tolerance (negative inside), and ``source``: who says what was expected.
     """
+    read = _read(parameters)
+    update = _common_update(parameters)
     ranges = [
-        expected(gate.expect, role, kind, step, readout)
+        expected(gate.expect, role, kind, step, readout, update=update, heads_grow=heads_grow)
         for role, kind, step in zip(slopes["role"], slopes["kind"], slopes["step"], strict=True)
     ]
-    if initial_loss is not None and initial_loss.exceeds_chance(gate.diagnosis.initial_loss):
+    # a tied readout's logit of the token that is read grows by itself
+    tied = read["readout_multiplier_exponent"].notna().any()
+    if initial_loss is not None and initial_loss.exceeds_chance(gate.diagnosis.initial_loss) and not tied:
         starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
         ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
     judged = slopes.copy()
@@ -46,12 +59,80 @@ def judge(
     sources = [r.source for r in ranges]
     zero_is_due = _zero_is_due(slopes, readout)
     judged = _against_range(judged, gate, zero_is_due).assign(source=sources)
-    multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact)
-    if not multiplied.any():
+    multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact, read) + _embedded(judged, read)
+    smaller = _small_embeddings(judged, gate, read) + _small_outputs(judged, gate, read)
+    if not multiplied.any() and not smaller.any():
         return judged
-    judged["expected_low"] += multiplied
+    judged["expected_low"] += multiplied + smaller
     judged["expected_high"] += multiplied
     return _against_range(judged, gate, zero_is_due)
+
+
+def _small_outputs(judged: pd.DataFrame, gate: GateConfig, read: pd.DataFrame) -> pd.Series:
+    """How far below their range curves may lie in muP because a readout or a projection starts smaller than it must.
+
+    A readout may, as it may start at zero: its output is then as much smaller. Behind a projection of std 1/width every
+    change starts at width^-1/2, until the projection itself has moved.
+    """
+    below = pd.Series(0.0, judged.index)
+    if gate.expect != "mup":
+        return below
+    for row in read[read["role"].isin(("readout", "projection"))].to_dict("records"):
+        size = row["std_exponent"] + row["multiplier_exponent"] + 0.5
+        mine = judged["module"].str.partition("[")[0] == row["place"]
+        if row["role"] == "readout" and row["returned"]:
+            mine |= judged["module"].str.startswith(ROOT) & (judged["role"] == "readout")
+        if row["role"] == "readout" and size < -0.5:
+            below[mine & (judged["kind"] == "activation")] = size + 0.5
+        if row["role"] == "projection" and size < -0.5 + SEEN and mine.any():
+            behind = judged["order"] >= judged["order"][mine].min()
+            below[behind & judged["kind"].isin(("delta", "effective_update")) & (judged["expected_low"] == 0)] = -0.5
+            below[behind & (judged["role"] == "input") & (judged["kind"] == "activation")] = -0.5
+            below[mine & (judged["kind"] == "delta")] = -0.5
+    return below
+
+
+READ = ("role", "used_in", "after_exponent", "multiplier_exponent", "readout_multiplier_exponent", "returned", "update")
+
+
+def _read(parameters: pd.DataFrame | None) -> pd.DataFrame:
+    """The parameters whose uses an audit read, by the module that uses them; none without an audit."""
+    if parameters is None or not len(parameters):
+        return pd.DataFrame(columns=[*READ, "std_exponent", "expected_std_exponent", "place"])
+    read = parameters[parameters["used_in"] != ""]
+    return read.assign(place=read["used_in"].str.partition(" in ")[2])
+
+
+def _common_update(parameters: pd.DataFrame | None) -> str:
+    """How the steps of most parameters depend on the gradient."""
+    known = pd.Series(dtype=str) if parameters is None else parameters["update"][parameters["update"] != ""]
+    return "adam" if known.empty else str(known.mode().iloc[0])
+
+
+def _embedded(judged: pd.DataFrame, read: pd.DataFrame) -> pd.Series:
+    """By which power of width less an embedding grows than what is made of it, where a factor comes after its module.
+
+    Whether the factor is applied inside the module, so that its output shows it, is told by the slope at step 0.
+    """
+    shift = pd.Series(0.0, judged.index)
+    for row in read[(read["role"] == "input") & (read["after_exponent"].abs() > 0)].to_dict("records"):
+        mine = judged[(judged["module"] == row["place"]) & (judged["kind"] != "gradient")]
+        start = mine[(mine["kind"] == "activation") & (mine["step"] == 0)]["slope"]
+        after = row["after_exponent"]
+        outside = row["std_exponent"] + row["multiplier_exponent"] - after
+        if len(start) and abs(start.iloc[0] - outside) < abs(start.iloc[0] - outside - after):
+            shift[mine.index] = -after
+    return shift
+
+
+def _small_embeddings(judged: pd.DataFrame, gate: GateConfig, read: pd.DataFrame) -> pd.Series:
+    """How far below its range an embedding may start whose weight is a readout's too, in standard parametrization."""
+    below = pd.Series(0.0, judged.index)
+    tied = read[read["readout_multiplier_exponent"].notna()] if gate.expect == "sp" else read.iloc[:0]
+    for row in tied.to_dict("records"):
+        mine = judged[(judged["module"] == row["place"]) & (judged["kind"] == "activation")]
+        below[mine.index] = min(0.0, row["expected_std_exponent"] + row["multiplier_exponent"])
+    return below
 
 
 def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Series) -> pd.DataFrame:
@@ -74,13 +155,15 @@ def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Serie
     return judged.assign(verdict=verdict, excess=np.fmax(judged["slope"] - high, low - judged["slope"]))
 
 
-def _multiplied_afterwards(judged: pd.DataFrame, exact: float) -> pd.Series:
+def _multiplied_afterwards(judged: pd.DataFrame, exact: float, read: pd.DataFrame) -> pd.Series:
     """By which power of width less each curve of a readout grows in what the model returns: 0, or one constant.
 
     A model may multiply its logits by 1/width after the readout instead of the readout's input before it. The logits
-    are then right, and the readout is as much larger as its multiplier is missing, at every step exactly.
+    are then right, and the readout is as much larger as its multiplier is missing, at every step exactly. Where the
+    uses were read, they must say so too: that this readout's product is returned, multiplied by as much.
     """
     shift = pd.Series(0.0, judged.index)
+    readers = read[read["role"] == "readout"].set_index("place")
     returned = judged[judged["module"].str.startswith(ROOT)]
     for _, whole in returned.groupby("module"):
         if whole["verdict"].isin(FAILURES).any():
@@ -89,8 +172,14 @@ def _multiplied_afterwards(judged: pd.DataFrame, exact: float) -> pd.Series:
         readouts = judged[(judged["role"] == "readout") & ~judged["module"].str.startswith(ROOT)]
         for _, mine in readouts.groupby("module"):
             difference = (mine.set_index(["kind", "step"])["slope"] - slopes).dropna()
-            if len(difference) and difference.std(ddof=0) < exact and abs(difference.mean()) > exact:
-                shift[mine.index] = difference.mean()
+            if not len(difference) or difference.std(ddof=0) >= exact or abs(difference.mean()) <= exact:
+                continue
+            module = mine["module"].iloc[0].partition("[")[0]
+            if module in readers.index:
+                row = readers.loc[[module]].iloc[0]
+                if not row["returned"] or abs(row["after_exponent"] + difference.mean()) > SEEN:
+                    continue
+            shift[mine.index] = difference.mean()
     return shift
 
 
@@ -109,6 +198,10 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
     final = slopes.groupby("kind")["step"].transform("max")
     waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < final)
+    # behind a zero branch, as LoRA's B, everything waits a step more; what never moves is dead
+    key = slopes["module"] + "\n" + slopes["kind"]
+    moves_later = key.isin(key[(slopes["step"] == final) & (slopes["n_zero"] == 0)])
+    waiting |= (slopes["kind"] == "delta") & (slopes["step"] < final) & moves_later
     before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
     before_readout = (slopes["step"] == 1) & before & starts_at_zero
     due: pd.Series = first | waiting | before_readout

@@ -22,6 +22,7 @@ from coordcheck.observe.ledger import VECTORS, Flow, Ledger, Part, union
 
 Known = Sequence[tuple[Tensor, Flow]]
 Sizes = tuple[float, float, float]
+ATTENTION = "scaled_dot_product_attention"
 
 
 class FlowMode(TorchFunctionMode):
@@ -92,7 +93,7 @@ class FlowMode(TorchFunctionMode):
         known = self._known(given)
         if not known:
             return
-        if name == "scaled_dot_product_attention":
+        if name == ATTENTION:
             scale = kwargs.get("scale")
             self.attention.append((self._module, given[0].shape[-1] ** -0.5 if scale is None else scale))
         first = self.flow(given[0])
@@ -198,6 +199,8 @@ class FlowMode(TorchFunctionMode):
                 data.append(self._as_data("elementwise", tensor, flow))
             elif flow.parts:
                 weights.append((tensor, flow))
+            elif name == ATTENTION and any(tensor is place for place in given[:2]):
+                data.append(replace(flow, scales=()))  # of queries and keys, as in a product of theirs
             else:
                 data.append(flow)
         if weights and not data and not places:
@@ -256,7 +259,8 @@ class FlowMode(TorchFunctionMode):
             return
         used = [self._use(product.operation, *weight, data) for weight in weights]
         if not weights:
-            self.ledger.end(flow for _, flow in data)
+            # what multiplies queries or keys belongs to their product, of which it may be the whole scale
+            self.ledger.end(replace(flow, scales=()) for _, flow in data)
             used = [Flow(descends=union(flow.descends for _, flow in data))]
         flow = used[0] if len(used) == 1 else self.ledger.merged(used)
         if product.scale != 1.0:

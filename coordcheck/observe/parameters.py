@@ -9,6 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import mup
@@ -16,28 +17,36 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 
-from coordcheck.observe.optimizer import check_optimizer, update_rules
+from coordcheck.observe.optimizer import Step, check_optimizer, try_steps
 from coordcheck.observe.roles import fans, infshapes, owner, roles, shapes
+from coordcheck.observe.uses import UNSEEN, UNUSED, read_uses, roles_from_uses, use_role
 from coordcheck.observe.writes import FULL, History, Write, WriteTracer, root_mean_square
 from coordcheck.records.schema import ARROW, ROOT
 
 Array = NDArray[np.float64]
 Build = Callable[[int], nn.Module]
+Run = Callable[[nn.Module], Any]
 Z95 = 1.96
+SAMPLE = 100_000  # entries of a gradient that are looked at
+FEW = 1000  # entries, above which their own spread is known well enough
 EXACT = 1e-6
 RATES = ("groups", "lr", "decay", "eps")
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
-def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None) -> pd.DataFrame:
+def measure(
+    build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None, forward: Run | None = None
+) -> pd.DataFrame:
     """The facts of every parameter, without a judgement.
 
     Args:
         build: From width to model.
         widths: Ascending.
         optimizer: From model to optimizer, or None.
+        forward: Runs a model once, to read how each parameter is used; None leaves that to shapes and classes.
 
     Returns:
         One row per parameter in the model's order: ``parameter role tied_to`` (its other names) ``module``; at the
@@ -45,8 +54,14 @@ def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None
         sqrt(fan_in)); ``writes`` (full ones), ``operations``, ``rules``, ``unwritten`` (entries), ``repeats`` (full
         writes beyond what its module does by default) and whether they ``conflict``; ``std_exponent std_low
         std_high`` (with a 95% interval), ``lr_exponent decay_exponent effective_decay_exponent eps_exponent``, NaN
-        where there is none; ``groups`` (how often they hold it), ``update`` ("adam", "sgd" or "", see
-        :func:`coordcheck.observe.optimizer.update_rules`) and ``multiplier_exponent`` where mup's classes tell it.
+        where there is none; ``groups`` (how often they hold it), ``trained`` (False for a frozen one), ``update`` and
+        ``step_exponent`` (see :class:`coordcheck.observe.optimizer.Step`); and what was read of its uses:
+        ``used_in`` (operation and module; empty where it was not read), ``multiplier_exponent`` (of what its product is
+        multiplied by; where it was not read, as mup's classes tell it), ``after_exponent`` (of the part of it that
+        comes after the product), ``returned`` (whether the model returns the product),
+        ``readout_multiplier_exponent`` (of the use as a readout of a tied weight) and ``class_multiplier_exponent``
+        (as mup's classes tell it). ``eps`` at the largest width; and with a forward pass ``gradient``, which a quarter
+        of a gradient's entries there does not exceed in the first two steps, and its ``gradient_exponent``.
 
     Raises:
         ValueError: if what is built cannot be compared over the widths, or the optimizer is none.
@@ -56,12 +71,81 @@ def measure(build: Build, widths: Sequence[int], optimizer: MakeOptimizer | None
     for model, _ in traced[1:]:
         grown = infshapes(shapes(narrow), shapes(model))
     at_width = [_facts(model, tracer, optimizer) for model, tracer in traced]
-    table = at_width[-1].drop(columns=["lr", "decay", "eps", "error"])
+    table = at_width[-1].drop(columns=["lr", "decay", "error"])
     table["role"] = pd.Series(roles(wide, grown))
     table = table.join(_exponents(widths, at_width))
-    update_of = {} if optimizer is None else _updates(narrow, optimizer)
-    table["update"] = [update_of.get(name, "") for name in table.index]
+    table = table.join(_steps([model for model, _ in traced], widths, optimizer))
+    if forward is not None:
+        # somebody else's forward pass may want another device or a kernel that this one lacks; shapes then serve alone
+        with suppress(Exception):
+            _read(table, {width: model for width, (model, _) in zip(widths, traced, strict=True)}, forward)
+        if optimizer is not None:
+            with suppress(Exception):
+                _add_gradients(table, [model for model, _ in traced], widths, forward, optimizer)
     return table.rename_axis("parameter").reset_index()
+
+
+def _add_gradients(
+    table: pd.DataFrame, models: Sequence[nn.Module], widths: Sequence[int], forward: Run, optimizer: MakeOptimizer
+) -> None:
+    """How small each parameter's gradient is, at the largest width and as an exponent; epsilon must be smaller.
+
+    The larger one of two steps: before a readout that starts at zero there is none at first. The models are used up.
+    """
+    sizes = []
+    for model in models:
+        trained = check_optimizer(optimizer(model))
+        largest = dict.fromkeys(table.index, 0.0)
+        for _ in range(2):
+            forward(model).backward()
+            for name in table.index:
+                gradient = model.get_parameter(name).grad
+                if gradient is not None:
+                    largest[name] = max(largest[name], _lower_quartile(gradient.to_dense()))
+            trained.step()
+            trained.zero_grad()
+        sizes.append([largest[name] for name in table.index])
+    table["gradient"] = sizes[-1]
+    table["gradient_exponent"] = _log2(np.array(sizes).T) @ _contrast(widths)
+
+
+def _lower_quartile(gradient: Tensor) -> float:
+    """Of the sizes of entries that are not zero: a quarter of them is smaller."""
+    entries = gradient.detach().abs().flatten()
+    entries = entries[:: max(1, len(entries) // SAMPLE)]
+    entries = entries[entries > 0].double()
+    return float(entries.quantile(0.25)) if len(entries) else 0.0
+
+
+def _read(table: pd.DataFrame, models: Mapping[int, nn.Module], forward: Run) -> None:
+    """Puts roles and multipliers in the place of what shapes and classes tell, for parameters whose uses were seen."""
+    uses = read_uses(models.__getitem__, forward, list(models))
+    roles_of = roles_from_uses(uses)
+    for name in table.index:
+        seen = uses[(uses["parameter"] == name) & ~uses["operation"].isin((UNUSED, UNSEEN))]
+        roles_here = roles_of.get(name, ())
+        if not len(seen) or not roles_here:
+            continue
+        tied = {"input", "readout"} <= {*roles_here}
+        role = "input" if tied else roles_here[0]
+        of_role = [row for row in seen.itertuples() if use_role(row) == role]
+        table.loc[name, "role"] = role
+        table.loc[name, "used_in"] = f"{of_role[0].operation} in {of_role[0].module or ROOT}"
+        table.loc[name, "multiplier_exponent"] = _multiplier(of_role)
+        table.loc[name, "after_exponent"] = of_role[0].factor_after_exponent
+        table.loc[name, "returned"] = any(row.is_returned for row in of_role)
+        if role not in ("vector", "fixed"):
+            table.loc[name, ["fan_in", "fan_out"]] = of_role[0].fan_in, of_role[0].fan_out
+            table.loc[name, "std_fan_in"] = table.loc[name, "init_std"] * of_role[0].fan_in ** 0.5
+        if tied:
+            as_readout = [row for row in seen.itertuples() if use_role(row) == "readout"]
+            table.loc[name, "readout_multiplier_exponent"] = _multiplier(as_readout)
+
+
+def _multiplier(uses: Sequence[Any]) -> float:
+    """The exponent of the factors around a parameter's product; NaN where it is not known, or differs between uses."""
+    found = {round(use.factor_before_exponent + use.factor_after_exponent, 6) for use in uses}
+    return found.pop() if len(found) == 1 else math.nan
 
 
 def _built(build: Build, width: int) -> tuple[nn.Module, WriteTracer]:
@@ -119,17 +203,39 @@ def _size(parameter: Tensor, size: float, owners: Sequence[nn.Module]) -> dict[s
         "init_std": size,
         "error": _error(parameter, size),
         "std_fan_in": size * fan_in**0.5,
+        "used_in": "",
+        "gradient": np.nan,
+        "gradient_exponent": np.nan,
         "multiplier_exponent": -1.0 if in_mup else np.nan,
+        "class_multiplier_exponent": -1.0 if in_mup else np.nan,
+        "readout_multiplier_exponent": np.nan,
+        "after_exponent": np.nan,
+        "returned": False,
+        "trained": parameter.requires_grad,
     }
 
 
 def _error(parameter: Tensor, size: float) -> float:
-    """Of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it."""
+    """Of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it.
+
+    Few entries do not show their spread: they have at least the error of normal ones, whose sum of squares has a
+    chi-squared distribution. One entry alone may be anything; equal ones were not drawn.
+    """
+    entries = parameter.numel()
     if not size > 0:
         return 0.0
     real = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
-    relative = float((real.float() / size).square().std(correction=0))
-    return relative / (2 * math.log(2) * math.sqrt(parameter.numel()))
+    squares = (real.float() / size).square()
+    if entries == 1:
+        return math.inf
+    relative = float(squares.std(correction=1))
+    if relative < EXACT:
+        return 0.0
+    seen = relative / (2 * math.log(2) * math.sqrt(entries))
+    if entries > FEW:
+        return seen
+    ends = np.log2(stats.chi2.ppf([0.025, 0.975], entries) / entries) / 2
+    return max(seen, float(np.abs(ends).max()) / Z95)
 
 
 def _writes(history: History, parameter: Tensor, size: float, owners: set[nn.Module]) -> dict[str, object]:
@@ -166,12 +272,34 @@ def _rates(holding: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return dict(zip(RATES, (len(holding), *numbers), strict=True))
 
 
-def _updates(model: nn.Module, optimizer: MakeOptimizer) -> dict[str, str]:
-    """By name, how a parameter's step depends on its gradient."""
-    used = optimizer(model)
-    held = [list(group["params"]) for group in used.param_groups]
-    rule_of = {p: rule or "" for of, rule in zip(held, update_rules(used), strict=True) for p in of}
-    return {name: rule_of.get(parameter, "") for name, parameter in model.named_parameters()}
+def _steps(models: Sequence[nn.Module], widths: Sequence[int], optimizer: MakeOptimizer | None) -> pd.DataFrame:
+    """How steps depend on what they are given, and the exponent of their size at one learning rate.
+
+    One that Adam or SGD takes has none, so the narrowest model is enough for these.
+    """
+    names = [names[0] for names in _by_memory(models[0]).values()]
+    if optimizer is None:
+        return pd.DataFrame({"update": "", "step_exponent": np.nan}, index=names)
+    nothing = Step("", math.nan)
+    taken = [try_steps(check_optimizer(optimizer(models[0])))]
+    if any(step.rule not in ("adam", "sgd") for step in taken[0].values()):
+        taken += [try_steps(check_optimizer(optimizer(model))) for model in models[1:]]
+    rows = {}
+    for name in names:
+        steps = [of.get(model.get_parameter(name), nothing) for model, of in zip(models, taken, strict=False)]
+        exponent = 0.0 if steps[0].rule in ("adam", "sgd") else np.nan
+        if len(steps) == len(models) and steps[0].rule not in ("adam", "sgd"):
+            sizes = _log2(np.array([[step.size for step in steps]]))
+            exponent = float((sizes @ _contrast(widths))[0])
+        rows[name] = {"update": steps[0].rule, "step_exponent": exponent}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _contrast(widths: Sequence[int]) -> Array:
+    """Weights of the logarithms of numbers at these widths that make their exponent, by least squares."""
+    x = np.log2(np.array(widths, dtype=float))
+    weights: Array = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    return weights
 
 
 def _exponents(widths: Sequence[int], at_width: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -182,18 +310,19 @@ def _exponents(widths: Sequence[int], at_width: Sequence[pd.DataFrame]) -> pd.Da
     def column(name: str) -> Array:
         return np.array([facts.loc[names, name].to_numpy(dtype=float) for facts in at_width]).T
 
-    weights = 1 / np.maximum(column("error"), EXACT) ** 2
+    weights = 1 / np.clip(column("error"), EXACT, 1 / EXACT) ** 2
     centred = x - (weights * x).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
     moment = (weights * centred**2).sum(axis=1)
     std = (weights * centred * _log2(column("init_std"))).sum(axis=1) / moment
     half = Z95 / np.sqrt(moment)
-    plain = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    unknown = ~np.isfinite(column("error")).all(axis=1)
+    plain = _contrast(widths)
     lr, decay = _log2(column("lr")), _log2(column("decay"))
     return pd.DataFrame(
         {
             "std_exponent": std,
-            "std_low": std - half,
-            "std_high": std + half,
+            "std_low": np.where(unknown, -np.inf, std - half),
+            "std_high": np.where(unknown, np.inf, std + half),
             "lr_exponent": lr @ plain,
             "decay_exponent": decay @ plain,
             "effective_decay_exponent": (lr + decay) @ plain,

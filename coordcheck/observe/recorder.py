@@ -111,7 +111,7 @@ class Recorder:
         self._parameter_roles = roles = attached_roles(model) if roles is None else roles
         self.names = select_modules(model, modules)
         self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
-        self._with_parameters = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
+        self._trained = {n for n, m in model.named_modules() if any(p.requires_grad for p in m.parameters())}
         self.current_step = 0
         self.recomputes = False
         self._entries: list[Entry] = []
@@ -330,8 +330,8 @@ class Recorder:
             # a place in forward order, for gradients arrive in the reverse
             self._order.setdefault((name or ROOT) + part, len(self._order))
             output.register_hook(self._record_gradient(name, part))  # type: ignore[no-untyped-call]
-        # what no parameter reaches, a mask or a rotary embedding, cannot change; without gradients nobody knows
-        untrainable = name not in self._with_parameters and torch.is_grad_enabled() and not output.requires_grad
+        # what nothing trainable reaches, a mask or a frozen embedding, owes no change; without gradients nobody knows
+        untrainable = name not in self._trained and torch.is_grad_enabled() and not output.requires_grad
         if "delta" not in self.kinds or untrainable:
             return
         some = thinned(output)

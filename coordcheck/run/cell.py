@@ -66,6 +66,10 @@ class Cell(ABC):
         """Told once that runs took place, and whether their backward passes computed activations again."""
         self.draws = bool(self.draws) or recomputes
 
+    def learn_roles(self, read: Mapping[str, str]) -> None:
+        """Told the roles of parameters as they were read from their uses, which say more than shapes."""
+        self.roles = {**self.roles, **read}
+
     def in_sp(self) -> "Cell | None":
         """The twin in standard parametrization; None where it is not known how to make one."""
         return None

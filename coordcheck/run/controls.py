@@ -1,5 +1,6 @@
 """Controls: a twin of a cell with a fault that a check must see."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ class Scaled(Cell):
         self.rates = rates
         self.weights = weights
         self.columns = cell.columns
-        self.roles = cell.roles
         self.determinants = {**cell.determinants, "scaled": {"from": smallest, "rates": rates, "weights": weights}}
         self.cross_entropy = cell.cross_entropy
         self.readable = cell.readable
+
+    @property
+    def roles(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The cell's."""
+        return self.cell.roles
 
     @property
     def draws(self) -> bool | None:  # type: ignore[override]

@@ -944,3 +944,20 @@ def test_attention_scales():
     for scaled, expected in ((True, -1), (False, -0.5)):
         found = attention_scales(build(scaled), lambda m: m(torch.ones(2, 3, m.qkv.in_features)), WIDTHS)
         assert found == {"": expected}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_scales_queries_belongs_to_their_product_with_the_keys(fused):
+    class Attention(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+        def forward(self, x):
+            q, k, v = self.q(x) * x.shape[-1] ** -0.5, self.k(x), self.v(x)
+            if fused:
+                return self.out(F.scaled_dot_product_attention(q, k, v, scale=1.0))
+            return self.out((q @ k.mT).softmax(-1) @ v)
+
+    frame = read_uses(Attention, lambda model: model(torch.randn(2, 4, model.q.in_features)), [16, 32, 64])
+    assert frame["factor_after_exponent"].tolist() == [0.0] * 4

@@ -13,7 +13,7 @@ import pandas as pd
 
 from coordcheck.config.schema import GateConfig
 from coordcheck.judge.audit import AuditResult
-from coordcheck.judge.diagnose.check import gentle, harness
+from coordcheck.judge.diagnose.check import gentle, harness, motionless
 from coordcheck.judge.diagnose.curves import growing_heads, origins, with_the_loss
 from coordcheck.judge.diagnose.evidence import Evidence
 from coordcheck.judge.diagnose.parameters import audited
@@ -47,6 +47,8 @@ def diagnose(
     known = [*audited(evidence), *growing_heads(evidence)]
     found = [with_the_loss(finding, evidence) for finding in (*known, *origins(evidence, known))]
     found.sort(key=lambda finding: (-finding.explains, evidence.order(finding.module)))
-    if evidence.drowned or (seen is False and not found):
+    if evidence.nothing_moves:
+        found.insert(0, motionless(evidence))
+    elif evidence.drowned or (seen is False and not found):
         found.insert(0, gentle(evidence))
     return [*found, *undecided(judged, gate, weights(records))]

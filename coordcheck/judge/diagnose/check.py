@@ -50,6 +50,28 @@ def gentle(evidence: Evidence) -> Finding:
     )
 
 
+def motionless(evidence: Evidence) -> Finding:
+    """Training that changes nothing at all, whatever the learning rate."""
+    rows = evidence.parameters
+    trained: list[str] = []
+    if len(rows):
+        matrices = rows[(rows["init_std"] == 0) & rows["trained"] & ~rows["role"].isin(("vector", "fixed"))]
+        trained = [str(name) for name in matrices.index]
+    why = ""
+    if len(trained) > 1:
+        why = (
+            f" {len(trained)} trained matrices start at zero ({', '.join(trained[:2])}, ...): where one multiplies the "
+            "other, neither has a gradient."
+        )
+    return _whole(
+        evidence,
+        "dead",
+        f"nothing trains: every change is exactly zero, and the loss is the same bit for bit at every step.{why}",
+        "Look for parameters without gradient, a loss that does not depend on them, or two factors that are both zero; "
+        "a larger learning rate cannot help.",
+    )
+
+
 def _whole(evidence: Evidence, fault: str, cause: str, advice: str) -> Finding:
     """A finding about the whole check."""
     return Finding(fault, ROOT, None, cause, advice, explains=len(evidence.failing))

@@ -46,20 +46,30 @@ def origins(evidence: Evidence, known: Sequence[Finding]) -> Iterator[Finding]:
     for finding in known:
         if finding.step is not None:
             rest = rest[~evidence.reached(finding.module, finding.step).loc[rest.index]]
+    told: dict[tuple[str, str], Finding] = {}
     while len(rest):
         curve = by_locality(rest).iloc[0]
         said = next(filter(None, (rule(curve, evidence) for rule in CURVE_RULES)))
         reached = evidence.reached(curve["module"], int(curve["step"]))
-        yield Finding(
+        parameters = tuple(filter(None, [names.get(curve["module"])]))
+        cause = f"{symptom(curve)} {said.cause}"
+        finding = Finding(
             said.fault,
             curve["module"],
             names.get(curve["module"]),
-            f"{symptom(curve)} {said.cause}",
+            cause,
             said.advice,
             Curve.of(curve),
             explains=int(reached.sum()),
+            parameters=parameters,
         )
+        key = (said.fault, said.advice) if said.fault in ("epsilon", "untrained") else (said.fault, cause)
+        if key in told:  # one cause is told once, where it explains most
+            first = max(told[key], finding, key=lambda either: either.explains)
+            finding = dataclasses.replace(first, parameters=(*told[key].parameters, *parameters))
+        told[key] = finding
         rest = rest[~reached.loc[rest.index]]
+    yield from told.values()
 
 
 def _nonfinite(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
@@ -115,6 +125,9 @@ def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _readout_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    row = evidence.weight(curve["module"])
+    if evidence.gate.expect != "mup" or (row is not None and row["used_in"]):
+        return None  # what was read of its use is judged by the audit
     if curve["role"] != "readout" or curve["module"].startswith(ROOT) or abs(beyond(curve)) < evidence.limits.certain:
         return None
     if _input_fails(curve, evidence):
@@ -185,6 +198,23 @@ def with_the_loss(finding: Finding, evidence: Evidence) -> Finding:
     return dataclasses.replace(finding, cause=f"{finding.cause} {capitalized(loss.excess())}: the readout's {said}.")
 
 
+def _epsilon(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """A change that shrinks where Adam's epsilon is not small beside the gradient, in this module or in one before."""
+    if curve["verdict"] != "vanishes" or curve["step"] == 0 or curve["role"] in (LOSS, "attention_logits"):
+        return None
+    rows = evidence.epsilons(curve["module"])
+    if not len(rows):
+        return None
+    row = rows.sort_values("gradient").iloc[0]
+    return Diagnosis(
+        "epsilon",
+        f"The optimizer's epsilon, {row['eps']:.1g}, is not small beside the gradient of {row.name}: a quarter of its "
+        f"entries is below {row['gradient']:.1g} at the largest width audited, which scales like "
+        f"width^{row['gradient_exponent']:+.2f}. Steps shrink with it.",
+        "Make epsilon much smaller than the gradient's entries, for example 1e-12, or let it shrink like them.",
+    )
+
+
 def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     """Updates of the wrong size; or a change, as far as updates that grow as much make it."""
     row = evidence.weight(curve["module"])
@@ -194,6 +224,13 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
     made_by_update = (own > curve["slope"] - evidence.limits.same).any() and curve["verdict"] == "explodes"
     if row is None or not (curve["kind"] == "effective_update" or made_by_update):
         return None
+    if not row["update"]:
+        return Diagnosis(
+            "learning_rate",
+            "How the steps of its optimizer should scale is not known, so whether its learning rate is right is not "
+            "either; its updates are not of one size.",
+            f"Multiply its learning rate by width_mult^{-beyond(curve):+.2f}, and check again.",
+        )
     rate = f"The learning rate of its group is right when training begins (exponent {row['lr_exponent']:+.2f})"
     if beyond(curve) > 0:
         return Diagnosis(
@@ -227,6 +264,7 @@ CURVE_RULES: tuple[CurveRule, ...] = (
     _attention_multiplier,
     _initial_loss,
     _forward_multiplier,
+    _epsilon,
     _changed_rate,
     _unexplained,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from coordcheck.config.schema import DiagnosisConfig, GateConfig
-from coordcheck.judge.audit import AuditResult
+from coordcheck.judge.audit import SMALL_EPSILON, AuditResult
 from coordcheck.judge.finding import describe, format_range
 from coordcheck.judge.verdict import FAILURES
 from coordcheck.records.schema import LOSS, ROOT
@@ -108,13 +108,34 @@ class Evidence:
         return self.orders.get(module.partition("[")[0], len(self.orders))
 
     def weight(self, module: str) -> pd.Series | None:
-        """The audit's row of a module's own weight."""
+        """The audit's row of a module's own weight, else of the one that it was seen to use."""
         if not len(self.parameters):
             return None
         name = f"{module}.weight".removeprefix(f"{ROOT}.")
         tied = self.parameters["tied_to"].str.split(", ").map(lambda names: name in names)
         mine = self.parameters[tied | (self.parameters.index == name)]
+        if not len(mine):
+            used = self.parameters["used_in"].str.partition(" in ")[2] == module
+            mine = self.parameters[used & ~self.parameters["role"].isin(("vector", "fixed"))]
         return mine.iloc[0] if len(mine) else None
+
+    @cached_property
+    def nothing_moves(self) -> bool:
+        """Whether training changes nothing at all: every change is exactly zero, and the loss the same bit for bit."""
+        changes = self.records[self.records["kind"] == "delta"]
+        loss = self.records[self.records["role"] == LOSS].groupby(["width", "seed"])["l1"].nunique()
+        return bool(len(changes) and (changes["l1"] == 0).all() and (loss <= 1).all())
+
+    def epsilons(self, module: str) -> pd.DataFrame:
+        """Parameters of a module, or inside it, whose optimizer's epsilon is not small beside their gradient."""
+        rows = self.parameters
+        if not len(rows):
+            return rows
+        large = (rows["update"] == "adam") & (rows["eps"] > SMALL_EPSILON * rows["gradient"])
+        large &= rows["eps_exponent"] - rows["gradient_exponent"] > self.gate.tolerance.exponent
+        place = module.partition("[")[0]
+        inside = rows["module"].eq(place) | rows["module"].str.startswith(f"{place}.")
+        return rows[large & inside]
 
     def reached(self, module: str, since: int) -> pd.Series:
         """Which failing curves a fault may have caused: those after it in this forward pass, and in later ones all."""
