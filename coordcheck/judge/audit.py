@@ -460,7 +460,7 @@ def _epsilon_findings(row: Row, tolerance: float) -> Iterator[AuditFinding]:
             row["eps_exponent"],
             row["gradient_exponent"],
             cause=f"its epsilon, {row['eps']:.1g}, is not small beside its gradient: a quarter of the entries is below "
-            f"{row['gradient']:.1g} at the largest width audited, which scales like width^{row['gradient_exponent']:+.2f}. "
+            f"{row['gradient']:.1g} at the largest width audited, like width^{row['gradient_exponent']:+.2f}. "
             f"Steps shrink with it.",
             advice=f"Make epsilon much smaller, for example {min(1e-12, row['gradient'] / 1e4):.0e}.",
         )

@@ -83,4 +83,4 @@ def test_a_class_whose_width_is_unknown_is_told_its_fields(tmp_path):
     )
     assert ran.returncode == 1
     assert "no field of OwnConfig is known to be its width" in ran.stderr
-    assert "'my_width': 48, 'my_inner': 96" in ran.stderr and "overrides={'my_width': 'width'}" in ran.stderr
+    assert "'my_width': 48, 'my_inner': 96" in ran.stderr and "'model.overrides={my_width: width}'" in ran.stderr

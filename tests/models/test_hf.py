@@ -11,7 +11,9 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
+from coordcheck.config.load import load
 from coordcheck.models import hf
+from coordcheck.models.families import make_cell
 from coordcheck.observe.roles import infshapes, roles, shapes
 from coordcheck.run.loss import default_loss
 
@@ -157,8 +159,11 @@ def test_t5_scales_the_readouts_input_only_if_tied():
 
 def test_ties_that_the_model_does_not_make_are_refused(monkeypatch):
     monkeypatch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {})
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM in transformers .* are untied whatever .*tied=False"):
-        hf.build(config_of("llama", tied=True))
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM in transformers .* are untied whatever .* embedding=untied"
+    ):
+        hf.build(config_of("llama", tied=True), tied=True)
+    assert not hf.is_tied(hf.build(config_of("llama")))  # nobody asked, nobody complains
 
 
 def test_initialization_is_that_of_transformers_under_the_global_seed():
@@ -249,14 +254,18 @@ def test_a_registered_class_of_ones_own_is_built(monkeypatch):
 
 
 def test_a_width_of_unknown_name_must_be_stated():
-    with pytest.raises(ValueError, match=r"no field of UnknownWidth .*'my_width': 48.*overrides={'my_width': 'width'}"):
+    with pytest.raises(
+        ValueError, match=r"no field of UnknownWidth .*'my_width': 48.*'model.overrides={my_width: width}'"
+    ):
         config_of(dotted(UnknownWidth))
     config = config_of(dotted(UnknownWidth), overrides={"my_width": "width", "my_inner": "ratio"})
     assert (config.my_width, config.my_inner) == (64, 128)
 
 
 def test_a_field_that_equals_the_width_must_be_stated():
-    with pytest.raises(ValueError, match=r"\['my_latent'\] of ForgottenField may follow .*{'my_latent': 'width'}"):
+    with pytest.raises(
+        ValueError, match=r"\['my_latent'\] of ForgottenField may follow .*'model.overrides={my_latent: width}'"
+    ):
         config_of(dotted(ForgottenField))
     assert config_of(dotted(ForgottenField), overrides={"my_latent": "width"}).my_latent == 64
     assert config_of(dotted(ForgottenField), overrides={"my_latent": 8}).my_latent == 8
@@ -265,7 +274,7 @@ def test_a_field_that_equals_the_width_must_be_stated():
 def test_overrides_that_fit_nothing_are_refused():
     with pytest.raises(ValueError, match=r"'n_embed', which GPT2Config has not; .*'n_embd'"):
         config_of("gpt2", overrides={"n_embed": 64})
-    with pytest.raises(ValueError, match=r"n_inner='ratio', a rule for whole numbers.*overrides={'n_inner': 64}"):
+    with pytest.raises(ValueError, match=r"n_inner='ratio', a rule for whole numbers.*'model.overrides={n_inner: 64}'"):
         config_of("gpt2", overrides={"n_inner": "ratio"})
     assert config_of("gpt2", overrides={"n_inner": 128, "activation_function": "relu"}).n_inner == 128
 
@@ -273,12 +282,158 @@ def test_overrides_that_fit_nothing_are_refused():
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="3 does not divide 64"):
         config_of("gpt2", heads=3)
-    with pytest.raises(ValueError, match=r"`num_key_value_heads`, 8 to 32; got 2 heads. For example heads=4"):
-        config_of("mistral", heads=2)
-    assert config_of("mistral", heads=2, overrides={"num_key_value_heads": "heads"}).num_key_value_heads == 2
+    with pytest.raises(
+        ValueError, match=r"`num_key_value_heads` keeps 4 .* divide 2 at width 32.*{num_key_value_heads: h"
+    ):
+        config_of("mistral", 32, 2, base_width=64, base_heads=4)
+    assert config_of("mistral", 32, 2, overrides={"num_key_value_heads": "heads"}).num_key_value_heads == 2
 
 
-def test_what_a_class_refuses_is_told_with_a_way_out():
-    with pytest.raises(ValueError, match=r"GPTNeoConfig does not accept .*attention_types.*overrides="):
-        config_of("gpt_neo")
-    assert config_of("gpt_neo", overrides={"attention_types": [[["global", "local"], 1]]}).num_layers == 2
+def test_what_a_class_refuses_is_told():
+    with pytest.raises(ValueError, match=r"DoryConfig is not supported: .*must equal num_hidden_layers. For example"):
+        config_of("dory")
+    assert config_of("dory", overrides={"num_hidden_layers": 6}).n_input_layers == 2
+
+
+# Kinds of fields: null heads, sizes of heads by other names, low ranks, experts, state spaces, lists with an entry for
+# each block, tokens and positions beyond what is given, groups of queries that do not divide, nested configurations.
+KINDS = {
+    "nemotron": "causal",
+    "deepseek_v3": "causal",
+    "mixtral": "causal",
+    "starcoder2": "causal",
+    "mamba2": "causal",
+    "nemotron_h": "causal",
+    "qwen3_next": "causal",
+    "gpt_neo": "causal",
+    "gptj": "causal",
+    "gemma3": "causal",
+    "qwen2_audio": "causal",
+    "bert-generation": "causal",
+    "bert": "masked",
+    "roberta": "masked",
+    "electra": "masked",
+    "trocr": "causal",
+    "marian": "seq2seq",
+    "t5gemma": "seq2seq",
+}
+
+
+def at(name, width, **other):
+    return config_of(name, width, width // 16, base_width=64, base_heads=4, **other)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_configuration_grows_and_learns(name):
+    with torch.device("meta"):
+        narrow, middle, wide = (shapes(hf.build(at(name, width))) for width in (64, 128, 256))
+    assert narrow.keys() == middle.keys() == wide.keys()
+    for parameter in narrow:
+        for sizes in zip(narrow[parameter], middle[parameter], wide[parameter], strict=True):
+            assert len(set(sizes)) == 1 or sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0]) > 0, parameter
+    assert max(map(max, wide.values())) < 20 * 256  # nothing has its default size
+    inputs, targets = tokens()
+    config = at(name, 64)
+    loss = default_loss(hf.build(config, seed=0), hf.make_batch(config, inputs, targets))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(96), abs=1.5)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name] != "seq2seq"])
+def test_a_causal_model_sees_no_later_token_and_a_masked_one_does(name):
+    config = at(name, 64)
+    assert hf.kind_of_model(config) == KINDS[name]
+    model = hf.build(config, seed=0).eval()
+    inputs, _ = tokens()
+    changed = torch.cat([inputs[:, :-1], (inputs[:, -1:] + 1) % 96], dim=1)
+    with torch.no_grad():
+        before, after = (model(input_ids=ids).logits[:, :-1] for ids in (inputs, changed))
+    assert torch.allclose(before, after, atol=1e-5) == (KINDS[name] == "causal")
+
+
+def test_sizes_of_kinds():
+    deepseek = at("deepseek_v3", 128)
+    heads = (deepseek.qk_nope_head_dim, deepseek.qk_rope_head_dim, deepseek.v_head_dim, deepseek.qk_head_dim)
+    assert heads == (16, 16, 16, 32)
+    assert (deepseek.q_lora_rank, deepseek.kv_lora_rank) == (28, 10)  # 1536 and 512 of 7168 are 13.7 and 4.6 of 64
+    assert deepseek.moe_intermediate_size == 32  # 2048 of 7168 are 18.3 of 64, to the nearest 8: 16
+    assert deepseek.first_k_dense_replace == 1  # of 61 blocks 3
+    assert at("nemotron", 128).num_key_value_heads == 8
+    assert [at("starcoder2", width).num_key_value_heads for width in (64, 128, 256)] == [1, 2, 4]  # 2 to 24 by default
+    mamba = at("mamba2", 64)
+    assert mamba.num_heads * mamba.head_dim == mamba.expand * 64
+    assert config_of("mamba2", 64, 2).n_groups == 4  # not 8: there are four heads of size 32
+    assert at("qwen3_next", 64).layer_types == ["linear_attention", "full_attention"]
+    assert at("gpt_neo", 64).attention_layers == ["global", "local"]
+    assert at("roberta", 64).max_position_embeddings == 16 + 2  # counted from behind the padding token, 1
+    assert type(at("gemma3", 64)).__name__ == "Gemma3TextConfig"
+    assert at("qwen2_audio", 64).intermediate_size == 344  # the nested default, 22016 of 4096
+    assert (at("t5gemma", 64).encoder.hidden_size, at("t5gemma", 128).decoder.hidden_size) == (64, 128)
+
+
+def test_a_masked_model_predicts_what_is_behind_the_mask():
+    inputs, targets = tokens()
+    config = at("bert", 64)
+    batch = hf.make_batch(config, inputs, targets)
+    hidden = [0, 7, 14]
+    assert (batch["input_ids"][:, hidden] == 95).all()
+    assert torch.equal(batch["labels"][:, hidden], inputs[:, hidden])
+    seen = [place for place in range(16) if place not in hidden]
+    assert torch.equal(batch["input_ids"][:, seen], inputs[:, seen]) and (batch["labels"][:, seen] == -100).all()
+    output = hf.build(config, seed=0).eval()(**batch)
+    expected = cross_entropy(output.logits[:, hidden].flatten(0, 1), inputs[:, hidden].flatten())
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_masked_type_that_is_made_a_decoder_is_causal():
+    inputs, targets = tokens()
+    config = at("roberta", 64, overrides={"is_decoder": True})
+    model = hf.build(config, seed=0)
+    assert type(model) is transformers.RobertaForCausalLM
+    assert torch.isfinite(default_loss(model, hf.make_batch(config, inputs, targets)))
+
+
+def test_a_decoder_that_does_not_shift_its_labels_gets_them_as_they_are():
+    inputs, targets = tokens()
+    config = at("trocr", 64)
+    output = hf.build(config, seed=0).eval()(**hf.make_batch(config, inputs, targets))
+    expected = cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+REFUSED = {
+    "vit": r"ViTConfig is not supported: transformers lists no language model for it; .* For example model.config=",
+    "whisper": r"WhisperConfig is not supported: transformers has no model for it that reads a text and writes a text",
+    "phi4_multimodal": r"Phi4MultimodalConfig is not supported: its model has parts that do not follow the width",
+    "xlnet": r"XLNetConfig is not supported: given token ids alone, its model sees the tokens that it is to predict",
+    "gemma4_assistant": r"Gemma4AssistantConfig is not supported: it does not accept its own defaults",
+    "dbrx": r"DbrxConfig is not supported: transformers cannot build its model, AttributeError: .*rope_theta",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_is_refused_with_its_reason(name):
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        hf.build(at(name, 64))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "xmod", "dots1", "lfm2_moe", "qwen4_exp"])
+def test_advice_on_what_a_class_leaves_open_runs_as_typed(name):
+    with pytest.raises(ValueError, match=r"has no default for .* For example 'model.overrides={\w+: ") as told:
+        at(name, 64)
+    typed = str(told.value).rpartition("For example '")[2].removesuffix("'.")
+    cell = cell_of(f"model.config={name}", typed)
+    cell.loss(cell.build(64, 0, torch.device("cpu")), cell.batch(0, torch.device("cpu"))).backward()
+
+
+def cell_of(*choice):
+    return make_cell(load(["model=hf", "parametrization=sp", "gate.expect=sp", "readout=own", *choice]))
+
+
+def test_a_cell_asks_for_ties_and_rounds_at_the_base_width():
+    grown = [cell_of("model.config=starcoder2").on_meta(width).config.num_key_value_heads for width in (64, 128, 256)]
+    assert grown == [1, 2, 4]
+    with pytest.raises(
+        ValueError, match=r"NemotronHForCausalLM .* are untied whatever .* For example embedding=untied"
+    ):
+        cell_of("model.config=nemotron_h", "embedding=tied").on_meta(64)

@@ -128,9 +128,7 @@ def test_groups_are_told_apart():
 
 
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(
-        ValueError, match=r"`optimizer` must return a torch.optim.Optimizer, or .*; got list"
-    ):
+    with pytest.raises(ValueError, match=r"`optimizer` must return a torch.optim.Optimizer, or .*; got list"):
         check_optimizer([])
 
 
