@@ -514,7 +514,7 @@ def _read_verdict(path: Path) -> dict[str, Any]:
 def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
     """A stored audit, judged anew."""
     # a module named 0 is a word, and what is empty there is a word that is empty, not a number that is missing
-    words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape", "used_in"]
+    words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape", "used_in", "readout_used_in"]
     table = pd.read_csv(path, dtype=dict.fromkeys(words, "str"))
     table[words] = table[words].fillna("")
     return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent, gate.decay)

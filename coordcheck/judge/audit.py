@@ -84,6 +84,7 @@ class AuditResult:
             policy: How learning rate times weight decay should scale: "independent", "width^-1/2", "constant" (the
                 decay itself), "off"; None warns where the product scales.
         """
+        measured = measured.assign(**{name: value for name, value in UNREAD.items() if name not in measured})
         expected = [_expected_form(row, expect, tolerance) for row in _rows(measured)]
         judged = measured.assign(
             expected_std_exponent=[form.std for form, _ in expected],
@@ -146,6 +147,10 @@ class AuditResult:
 
 
 Row = Mapping[str, Any]
+# what stands for a use that was not read
+UNREAD = {"used_in": "", "readout_used_in": "", "trained": True, "returned": False, "step_exponent": 0.0}
+UNREAD |= dict.fromkeys(("readout_multiplier_exponent", "class_multiplier_exponent", "after_exponent"), np.nan)
+UNREAD |= dict.fromkeys(("gradient", "gradient_exponent", "eps"), np.nan)
 COLUMNS = [
     *("parameter", "role", "tied_to", "writes", "rules", "init_std", "std_exponent", "expected_std_exponent"),
     *("lr_exponent", "expected_lr_exponent", "decay_exponent", "verdict"),
@@ -153,7 +158,7 @@ COLUMNS = [
     *("effective_decay_exponent", "eps_exponent", "std_low", "std_high", "fan_in", "fan_out", "std_fan_in", "update"),
     *("multiplier_exponent", "assumed_multiplier_exponent", "forms", "operations", "unwritten", "entries", "repeats"),
     *("conflict", "groups", "shape", "module", "source", "used_in", "trained", "step_exponent"),
-    *("readout_multiplier_exponent", "class_multiplier_exponent", "smallest_std_exponent"),
+    *("readout_multiplier_exponent", "readout_used_in", "class_multiplier_exponent", "smallest_std_exponent"),
     *("after_exponent", "returned", "gradient", "gradient_exponent", "eps"),
 ]
 
@@ -164,7 +169,8 @@ def _rows(frame: pd.DataFrame) -> list[Row]:
 
 def _expected_form(row: Row, expect: str, tolerance: float) -> tuple[Form, tuple[Form, ...]]:
     """The form that a parameter has, else the usual one; and all that it may have."""
-    multiplier = _known(row["multiplier_exponent"])
+    # without a reading the class of a tied readout tells of that use alone
+    multiplier = None if _is_tied(row) and not row["used_in"] else _known(row["multiplier_exponent"])
     of_readout = _known(row["readout_multiplier_exponent"])
     std, step = _known(row["std_exponent"]), _known(row["step_exponent"])
     allowed = forms(
@@ -287,6 +293,8 @@ def _scaling_findings(row: Row, expect: str, tolerance: float) -> Iterator[Audit
     form = Form(row["expected_std_exponent"], row["expected_lr_exponent"], np.nan, "", row["smallest_std_exponent"])
     std_off = _std_is_off(row, form, tolerance)
     lr_off = row["update"] in RULES and _off(row["lr_exponent"], form.lr, tolerance)
+    if std_off and lr_off and row["role"] == "readout" and np.isnan(row["multiplier_exponent"]):
+        row = {**row, "multiplier_exponent": 0.0}  # nothing tells of one
     if multiplier := _one_multiplier(row, form, expect, tolerance) if std_off or lr_off else None:
         yield _multiplier_finding(row, form, multiplier)
         return
@@ -356,7 +364,8 @@ def _one_multiplier(row: Row, form: Form, expect: str, tolerance: float) -> floa
         return None
     more = usual - known
     slope = 2 if row["update"] == "sgd" else 1
-    changed = Form(form.std - more, form.lr - slope * more, usual, "", form.smallest - more)
+    smallest = -np.inf if row["role"] == "readout" else form.smallest - more
+    changed = Form(form.std - more, form.lr - slope * more, usual, "", smallest)
     rights_lr = row["update"] not in RULES or not _off(row["lr_exponent"], changed.lr, tolerance)
     return more if rights_lr and not _std_is_off(row, changed, tolerance) else None
 
@@ -376,9 +385,6 @@ def _multiplier_finding(row: Row, form: Form, more: float) -> AuditFinding:
             f"Use mup.MuReadout, or multiply its input by 1 / width_mult; or else make its learning rate "
             f"{_times(form.lr - row['lr_exponent'])} and its std no larger than width^{form.std:+.2f}."
         )
-    elif row["role"] == "hidden" and row["class_multiplier_exponent"] == -1.0:
-        cause = "it grows in both dimensions, but its module is a readout of the mup package and divides by width_mult."
-        advice = "Make it a plain layer."
     else:
         cause = f"its product is multiplied by width^{known:+.2f}; {right}."
         advice = f"Multiply it {_times(more)}."

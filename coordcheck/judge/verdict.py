@@ -100,7 +100,7 @@ def _read(parameters: pd.DataFrame | None) -> pd.DataFrame:
     if parameters is None or not len(parameters):
         return pd.DataFrame(columns=[*READ, "std_exponent", "expected_std_exponent", "place"])
     read = parameters[parameters["used_in"] != ""]
-    return read.assign(place=read["used_in"].str.partition(" in ")[2])
+    return read.assign(place=read["used_in"].str.split(" in ").str[-1])
 
 
 def _common_update(parameters: pd.DataFrame | None) -> str:

@@ -31,7 +31,7 @@ Build = Callable[[int], nn.Module]
 Run = Callable[[nn.Module], Any]
 Z95 = 1.96
 SAMPLE = 100_000  # entries of a gradient that are looked at
-FEW = 1000  # entries, above which their own spread is known well enough
+FEW = 30  # entries, above which their own spread is known well enough
 EXACT = 1e-6
 RATES = ("groups", "lr", "decay", "eps")
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -59,8 +59,8 @@ def measure(
         ``used_in`` (operation and module; empty where it was not read), ``multiplier_exponent`` (of what its product is
         multiplied by; where it was not read, as mup's classes tell it), ``after_exponent`` (of the part of it that
         comes after the product), ``returned`` (whether the model returns the product),
-        ``readout_multiplier_exponent`` (of the use as a readout of a tied weight) and ``class_multiplier_exponent``
-        (as mup's classes tell it). ``eps`` at the largest width; and with a forward pass ``gradient``, which a quarter
+        ``readout_multiplier_exponent readout_used_in`` (of the use as a readout of a tied weight) and
+        ``class_multiplier_exponent`` (as mup's classes tell it). ``eps`` at the largest width; and with a forward pass ``gradient``, which a quarter
         of a gradient's entries there does not exceed in the first two steps, and its ``gradient_exponent``.
 
     Raises:
@@ -140,6 +140,7 @@ def _read(table: pd.DataFrame, models: Mapping[int, nn.Module], forward: Run) ->
         if tied:
             as_readout = [row for row in seen.itertuples() if use_role(row) == "readout"]
             table.loc[name, "readout_multiplier_exponent"] = _multiplier(as_readout)
+            table.loc[name, "readout_used_in"] = f"{as_readout[0].operation} in {as_readout[0].module or ROOT}"
 
 
 def _multiplier(uses: Sequence[Any]) -> float:
@@ -204,6 +205,7 @@ def _size(parameter: Tensor, size: float, owners: Sequence[nn.Module]) -> dict[s
         "error": _error(parameter, size),
         "std_fan_in": size * fan_in**0.5,
         "used_in": "",
+        "readout_used_in": "",
         "gradient": np.nan,
         "gradient_exponent": np.nan,
         "multiplier_exponent": -1.0 if in_mup else np.nan,

@@ -91,7 +91,6 @@ FORGOTTEN = {"lr_exponent": 0.0, "shape": "1024 x 256"}
         ("learning_rate", "fc", [parameter("fc.weight", lr_exponent=0.0), parameter("act.weight")]),
         ("learning_rate", "fc", [parameter("fc.weight", groups=2)]),
         ("untrained", "fc", [parameter("fc.weight", groups=0)]),
-        ("decay", "fc", [parameter("fc.weight", decay_exponent=0.0, effective_decay_exponent=-1.0)]),
         ("epsilon", "fc", [parameter("fc.weight", eps_exponent=1.0)]),
         ("multiplier", "fc", [parameter("fc.weight", std_exponent=0.0, multiplier_exponent=-1.0)]),
         ("multiplier", "head", [parameter("head.weight", std_exponent=-0.5, lr_exponent=0.0)]),
@@ -196,11 +195,37 @@ def test_a_readout_whose_logits_are_multiplied_afterwards_passes(gate):
     assert check_of(gate, curves).verdict == "fail"
 
 
-def test_of_two_faults_the_one_that_explains_more_comes_first(gate):
+def test_one_cause_of_several_parameters_is_told_once_with_all_names(gate):
     curves = {("wte", "activation", 0): 0.0, ("fc", "activation", 0): 0.5, ("proj", "activation", 0): 0.5}
     wrong = {"std_exponent": 0.0}
     check = check_of(gate, curves, [parameter("proj.weight", **wrong), parameter("fc.weight", **wrong)])
-    assert [(f.module, f.explains) for f in check.findings] == [("fc", 2), ("proj", 1)]
+    (finding,) = check.findings
+    assert (finding.module, finding.explains, finding.parameters) == ("fc", 2, ("fc.weight", "proj.weight"))
+    assert finding.advice == "Make its std / sqrt(width_mult). The same holds for proj.weight (2 in all)."
+    assert (finding.change.quantity, finding.change.exponent) == ("init_std", -0.5)
+
+
+def test_of_two_faults_the_one_that_explains_more_comes_first(gate):
+    curves = {("fc", "activation", 0): 0.5, ("proj", "activation", 0): 0.5, ("head", "effective_update", 1): 0.9}
+    wrong = [parameter("proj.weight", std_exponent=0.0), parameter("fc.weight", conflict=True, std_exponent=0.0)]
+    check = check_of(gate, curves, [parameter("head.weight", std_exponent=-1.0, lr_exponent=0.0), *wrong])
+    assert [(f.module, f.explains) for f in check.findings] == [("fc", 3), ("proj", 2), ("head", 1)]
+
+
+def test_decay_is_a_warning_unless_a_policy_is_chosen(gate):
+    coupled = parameter("fc.weight", decay_exponent=0.0, effective_decay_exponent=-1.0)
+    curves = {("fc", "activation", 0): 0.0}
+    check = check_of(gate, curves, [coupled])
+    assert (check.verdict, check.findings) == ("pass", [])
+    assert [f.verdict for f in check.audit.findings] == ["decay_policy"]
+    for policy, exponent in (("independent", 1.0), ("width^-1/2", 0.5)):
+        chosen = Audit.from_parameters(pd.DataFrame([coupled]), WIDTHS, "mup", 0.1, policy)
+        (finding,) = CoordCheck.from_records(records(curves), gate, control=SAW, audit=chosen).findings
+        assert (finding.fault, finding.change.quantity, finding.change.exponent) == ("decay", "weight_decay", exponent)
+    for policy in ("constant", "off"):
+        assert Audit.from_parameters(pd.DataFrame([coupled]), WIDTHS, "mup", 0.1, policy).verdict == "pass"
+    scaled = parameter("fc.weight", decay_exponent=1.0, effective_decay_exponent=0.0)
+    assert Audit.from_parameters(pd.DataFrame([scaled]), WIDTHS, "mup", 0.1, "constant").verdict == "fail"
 
 
 def test_a_learning_rate_does_not_explain_what_is_wrong_before_training(gate):

@@ -93,9 +93,9 @@ def test_zero_at_one_width_only_is_dead(gate):
 
 
 def test_nothing_moves_at_step_1_behind_a_zero_readout(gate):
-    moved = {("fc", "delta", 1): lambda w, s: 0.0, ("fc", "delta", 2): power(0.0)}
+    moved = {("fc", "delta", 1): lambda w, s: 0.0}
     alone = judged(gate, moved).set_index("step")["verdict"]
-    assert alone.to_dict() == {1: "dead", 2: "pass"}
+    assert alone.to_dict() == {1: "dead"}
     moved |= {("wpe", "activation", 0): lambda w, s: 0.0, ("wpe", "activation", 1): lambda w, s: 0.0}
     zero = synthetic({("head", "activation", step): lambda w, s: 0.0 for step in (0, 1)}, role="readout")
     behind = judge(fit(pd.concat([synthetic(moved), zero])), gate)
@@ -183,3 +183,12 @@ def test_a_finding_names_the_weight_of_a_module_that_has_one(gate):
         "blocks.0": None,
     }
     assert weights(records.assign(count=np.nan)) == {}  # mup's format
+
+
+def test_what_moves_a_step_later_waited_behind_a_zero_branch_and_what_never_moves_is_dead(gate):
+    late = {("b", "delta", 1): power(0.0), ("b", "delta", 2): power(0.0)}
+    late |= {("a", "delta", 1): lambda w, s: 0.0, ("a", "delta", 2): power(0.0)}
+    late |= {("c", "delta", step): lambda w, s: 0.0 for step in (1, 2)}
+    table = judged(gate, late).set_index(["module", "step"])["verdict"]
+    assert table["a"].to_dict() == {1: "pass", 2: "pass"}
+    assert table["c"].to_dict() == {1: "dead", 2: "dead"}

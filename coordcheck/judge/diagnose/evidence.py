@@ -115,7 +115,7 @@ class Evidence:
         tied = self.parameters["tied_to"].str.split(", ").map(lambda names: name in names)
         mine = self.parameters[tied | (self.parameters.index == name)]
         if not len(mine):
-            used = self.parameters["used_in"].str.partition(" in ")[2] == module
+            used = self.parameters["used_in"].str.split(" in ").str[-1] == module
             mine = self.parameters[used & ~self.parameters["role"].isin(("vector", "fixed"))]
         return mine.iloc[0] if len(mine) else None
 

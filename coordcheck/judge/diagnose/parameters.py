@@ -56,13 +56,15 @@ def _one(finding: AuditFinding, evidence: Evidence) -> Finding:
     row = evidence.parameters.loc[finding.parameter]
     assert isinstance(row, pd.Series)
     said = next(filter(None, (rule(finding, row, evidence) for rule in AUDIT_RULES)), None)
+    if said is not None and said.advice != finding.advice:
+        finding = dataclasses.replace(finding, change=None)  # what is to be done is no longer that number
     said = said or Diagnosis(AUDITED[finding.verdict], capitalized(finding.cause), finding.advice)
     shown = None if said.fault == "decay" else _shown(evidence, finding, row, 0 if said.fault in AT_STEP_0 else 1)
     module, curve, explains = finding.module, None, 0
     if finding.verdict == "uninitialized":
         explains = len(evidence.failing)
     if shown is not None:
-        explains = max(explains, int(evidence.reached(finding.module, int(shown["step"])).sum()))
+        explains = max(explains, int(evidence.reached(shown["module"], int(shown["step"])).sum()))
         module, curve = shown["module"], Curve.of(shown)
         if finding.verdict != "uninitialized":
             said = dataclasses.replace(said, cause=f"{symptom(shown)} {said.cause}")
@@ -111,8 +113,8 @@ def _shown(evidence: Evidence, finding: AuditFinding, row: pd.Series, since: int
     The first to fail, what is local to it before the rest. A curve that goes the other way than the fault would push it
     does not show it.
     """
-    used_in = str(row["used_in"]).partition(" in ")[2]
-    names = {finding.module, used_in} - {""}
+    uses = (str(row[name]).partition(" in ")[2] for name in ("used_in", "readout_used_in"))
+    names = {finding.module, *uses} - {""}
     mine = evidence.failing[without_index(evidence.failing["module"]).isin(names)]
     mine = mine[mine["step"] >= since]
     if finding.change is not None and len(mine):
@@ -151,6 +153,19 @@ def _lost_tie(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diag
         capitalized(finding.cause),
         f"Initialize it. {embeddings.index[0]} has its shape: if they should be one weight, the tie was lost, for "
         f"example by to_empty() after a construction on meta; tie them again afterwards.",
+    )
+
+
+def _typed_as_readout(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnosis | None:
+    """A hidden layer that divides its input by width, and has its init rescaled, for its class is a readout's."""
+    by_class = row["class_multiplier_exponent"] == -1.0 or (row["multiplier_exponent"] == -1.0 and not row["used_in"])
+    if row["role"] != "hidden" or not by_class or finding.verdict not in ("init", "learning_rate", "multiplier"):
+        return None
+    return Diagnosis(
+        "multiplier",
+        "It grows in both dimensions, but its module is a readout of the mup package, which divides its input by "
+        "width_mult.",
+        "Make it a plain layer.",
     )
 
 
@@ -259,6 +274,7 @@ def _decay(finding: AuditFinding, row: pd.Series, evidence: Evidence) -> Diagnos
 AUDIT_RULES: tuple[AuditRule, ...] = (
     _shared_readout,
     _lost_tie,
+    _typed_as_readout,
     _width,
     _lost_base_shapes,
     _base_shapes,
