@@ -58,10 +58,10 @@ def measure(
         ``step_exponent`` (see :class:`coordcheck.observe.optimizer.Step`); and what was read of its uses:
         ``used_in`` (operation and module; empty where it was not read), ``multiplier_exponent`` (of what its product is
         multiplied by; where it was not read, as mup's classes tell it), ``after_exponent`` (of the part of it that
-        comes after the product), ``returned`` (whether the model returns the product),
-        ``readout_multiplier_exponent readout_used_in`` (of the use as a readout of a tied weight) and
-        ``class_multiplier_exponent`` (as mup's classes tell it). ``eps`` at the largest width; and with a forward pass ``gradient``, which a quarter
-        of a gradient's entries there does not exceed in the first two steps, and its ``gradient_exponent``.
+        comes after the product), ``returned`` (whether the model returns the product), ``readout_used_in`` and
+        ``readout_multiplier_exponent`` (of the use as a readout of a tied weight) and ``class_multiplier_exponent`` (as
+        mup's classes tell it). ``eps`` at the largest width; and with a forward pass ``gradient``, which a quarter of a
+        gradient's entries there does not exceed in the first two steps, and its ``gradient_exponent``.
 
     Raises:
         ValueError: if what is built cannot be compared over the widths, or the optimizer is none.
