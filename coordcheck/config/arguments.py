@@ -3,7 +3,7 @@
 Whatever can be counted counts: numpy's whole numbers, generators, ranges. A boolean is no number, a text is no list.
 """
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from itertools import islice
 from operator import index
 from os import PathLike, fspath
@@ -73,8 +73,6 @@ def whole(name: str, value: Any, example: int, at_least: int = 1, at_most: int =
 def listed(values: Any, at_most: int = MOST_SEEDS) -> list[Any] | None:
     """The items of whatever can be gone through, once; None for a text, for no list, and for more items than that."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        return None
-    if isinstance(values, Sized) and len(values) > at_most:
         return None
     try:
         items = list(islice(values, at_most + 1))

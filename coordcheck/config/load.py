@@ -139,7 +139,7 @@ def usual_values(model: str) -> dict[str, Any]:
         if group != "model" and option is not None and group in _options():
             values[group] = _group(f"{group}/{option}.yaml")
     values["model"] = default_model(model if model in MODELS else "gpt")
-    opened = {f"model.{OPEN[model]}": {}} if model in OPEN else {}
+    opened: dict[str, Any] = {f"model.{OPEN[model]}": {}} if model in OPEN else {}
     return flatten({**values, "hydra": hydra}) | opened
 
 

@@ -1,4 +1,4 @@
-"""Odd overrides, as data: each ends in one line that says the key, the rule and a working example, and trains nothing."""
+"""Odd overrides, as data: each ends in one line with the key, the rule and a working example, and trains nothing."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from coordcheck.config.load import load
 
 LARGE = 10**30
 
-# by kind: overrides, one or several apart by blanks, and a pattern of what is said; the same from Python and the command
+# by kind: overrides, one or several apart by blanks, and a pattern of what is said
 ODD = {
     "grammar": [
         ("widths=[64,128", r"`widths=\[64,128` cannot be read as key=value"),
@@ -334,7 +334,7 @@ def problem(said: str, pattern: str) -> str:
     ("text", "pattern"), [case for kind in ODD.values() for case in kind], ids=lambda value: str(value)[:40]
 )
 def test_an_odd_override_is_told_in_one_line(text, pattern):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         load(overrides_of(text))
     assert not problem(str(caught.value), pattern), str(caught.value)
 
