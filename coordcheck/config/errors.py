@@ -45,12 +45,16 @@ def read_overrides(texts: Sequence[str], sweep: bool = False) -> list[Override]:
         if not re.fullmatch(r"[\w@/$.:-]*\w[\w@/$.:-]*", override.key_or_group):
             raise ValueError(_unreadable(text))
         if override.is_sweep_override() and not sweep:
-            raise ValueError(
-                f"`{one_line(text)}` gives several values. To check each of them, for example coordcheck -m "
-                f"{one_line(text)}; for a list, for example widths=[64,128,256]."
-            )
+            raise ValueError(_several(text))
         found.append(override)
     return found
+
+
+def _several(text: str) -> str:
+    return (
+        f"`{one_line(text)}` gives several values. To check each of them, for example coordcheck -m {one_line(text)}; "
+        f"for a list, for example widths=[64,128,256]."
+    )
 
 
 def _unreadable(text: str) -> str:
@@ -69,6 +73,8 @@ def sentence(error: BaseException, overrides: Sequence[Override], usual: Example
         usual: The values of a check that nobody changed, by dotted key.
         groups: The options of each group.
     """
+    if several := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+        return _several(several[1])
     chain = [*_chain(error)]
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file is not None:
