@@ -7,6 +7,7 @@ from those directories after Hydra has returned.
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from coordcheck.cli.command import exit_code
 from coordcheck.config.arguments import one_line
@@ -48,7 +50,8 @@ class OutputDirectory(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the job."""
-        _make(Path(config.hydra.run.dir))
+        with suppress(OmegaConfBaseException):  # a name that cannot be resolved, which Hydra objects to next
+            _make(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job."""

@@ -89,6 +89,9 @@ def sentence(error: BaseException, overrides: Sequence[Override], usual: Example
     said = str(error).split("\n")[0].rstrip(".")
     key = next((k for k in (getattr(link, "full_key", None) for link in chain) if k), None)
     culprit = next((o for o in overrides if o.input_line and o.input_line in str(error)), None)
+    if key is not None and key.startswith("hydra."):
+        # where Hydra stumbles over what an override took away, or over a name that it could not resolve
+        key = next((o.key_or_group for o in overrides if o.is_delete() or "${" in (o.input_line or "")), key)
     key = key or (culprit.key_or_group if culprit else "")
     if not key:
         key = next((o.key_or_group for o in overrides if re.search(rf"\b{re.escape(o.key_or_group)}\b", said)), "")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -119,6 +120,7 @@ def _check_group(override: Override) -> None:
         raise ValueError(not_an_option(key, value, options))
 
 
+@cache
 def _options() -> dict[str, list[str]]:
     """The options of each group of ``configs/``."""
     home = files("coordcheck.configs")
@@ -129,6 +131,7 @@ def _options() -> dict[str, list[str]]:
     return {group: options for group, options in named.items() if options}
 
 
+@cache
 def usual_values(model: str) -> dict[str, Any]:
     """The values of a check of a model that nobody changed, by dotted key."""
     check = _group("check.yaml")

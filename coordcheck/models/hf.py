@@ -7,6 +7,7 @@ a second to import, so it is imported by the functions that need it.
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from threading import Lock
 from types import MappingProxyType
@@ -224,7 +225,11 @@ def _check_overrides(config: str, default: Mapping[str, Any], overrides: Mapping
     """Checks that every override has a field, and one that names a rule a whole number to scale."""
     for name, value in overrides.items():
         if name not in default:
-            raise ValueError(f"`overrides` has {name!r}, which {config} has not; its fields are {sorted(default)}.")
+            near = (get_close_matches(name, default, 1, 0.0) or ["vocab_size"])[0]
+            raise ValueError(
+                f"`overrides` has {name!r}, which {config} has not; its fields are {sorted(default)}. "
+                f"For example model.overrides.{near}=..."
+            )
         if value in RULES and type(default[name]) is not int:
             raise ValueError(
                 f"`overrides` has {name}={value!r}, a rule for whole numbers, but {config} has "

@@ -114,7 +114,7 @@ def fitting(least: Callable[[int], float], widths: Sequence[int], device: torch.
         too_large = next((n for n in needed.values() if n > room), None)
         needed[width] = least(width) if too_large is None else too_large
     said = {
-        width: f"width {width} skipped: it needs at least {need / GIB:.1f} of {room / GIB:.1f} GiB of {device}'s memory"
+        width: f"width {width} needs at least {need / GIB:.1f} of {room / GIB:.1f} GiB of {device}'s memory"
         for width, need in needed.items()
         if need > room
     }
@@ -124,7 +124,7 @@ def fitting(least: Callable[[int], float], widths: Sequence[int], device: torch.
             f"`widths` needs at least {FEWEST} that fit into memory; got {list(widths)}, and "
             f"{next(iter(said.values()))}. For example narrower ones, widths=[64,128,256]."
         )
-    return fit, list(said.values())
+    return fit, [sentence.replace(" needs", " skipped: it needs", 1) for sentence in said.values()]
 
 
 def least_memory(cell: Cell, width: int, seed: int) -> float:
