@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib.metadata import version
-from numbers import Integral
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from coordcheck.config.arguments import directory, is_flag, shown, text, whole
 from coordcheck.config.load import default_gate, gate_from
-from coordcheck.config.rules import check_axes, member, seeds_of
+from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
 from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.control import Control, judge_control
@@ -229,25 +229,57 @@ def coord_check(
     from coordcheck.run.device import pick_device
     from coordcheck.run.train import RunPlan
 
-    seed_list = list(range(int(seeds))) if isinstance(seeds, int | Integral) else list(seeds)
-    check_axes(widths, seed_list, steps, kinds)
-    widths, seed_list = [int(width) for width in widths], [int(seed) for seed in seed_list]
+    axes = check_axes(widths, seeds, steps, kinds)
+    selected = check_modules(modules)
+    check_options(name=name, control=control, audit=audit, store=store, workers=workers)
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
     gate.decay = None if decay is None else member(Decay, "decay", decay).value
-    plan = RunPlan(steps, kinds, modules, pick_device(device), member(Precision, "precision", precision))
-    config = {"widths": widths, "seeds": seed_list, "steps": steps, "kinds": list(kinds)}
-    config |= {"modules": None if modules is None else list(modules), "precision": precision}
+    arithmetic = member(Precision, "precision", precision)
+    plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device), arithmetic)
+    config = {**vars(axes), "modules": selected, "precision": precision}
     config |= {} if name is None else {"name": name}
-    with _generators_kept(plan.device):
-        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, widths, name=name)
+    with _as_in_training(plan.device):
+        chosen = default_optimizer() if optimizer is None else optimizer
+        cell = OwnCell(build, batch, chosen, loss, axes.widths, name=name)
         twin: tuple[Cell, str] | None
-        if control is not None and not isinstance(control, bool):
-            twin = OwnCell(control[0], batch, control[1], loss, widths), "your own"
+        if isinstance(control, tuple | list):
+            twin = OwnCell(control[0], batch, control[1], loss, axes.widths), "your own"
         else:
-            twin = None if control is False else twin_of(cell, gate, min(widths))
+            twin = twin_of(cell, gate, min(axes.widths)) if control is None or control else None
         return check_cell(
-            cell, twin, plan, gate, widths, seed_list, audit=audit, store=store, workers=workers, config=config
+            cell,
+            twin,
+            plan,
+            gate,
+            axes.widths,
+            axes.seeds,
+            audit=bool(audit),
+            store=store,
+            workers=workers,
+            config=config,
         )
+
+
+def check_options(*, name: Any, control: Any, audit: Any, store: Any, workers: Any) -> None:
+    """Checks what a call may say by keyword, see :func:`coord_check`.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if name is not None:
+        text("name", name, "my model")
+    pair = isinstance(control, tuple | list) and len(control) == 2 and all(map(callable, control))
+    if not (control is None or is_flag(control) or pair):
+        raise ValueError(
+            f"`control` is True, False, or a pair of functions (build, optimizer) of a model that must fail; got "
+            f"{shown(control)}. For example control=False, or control=(build_in_sp, optimizer)."
+        )
+    if not is_flag(audit):
+        raise ValueError(f"`audit` is True or False; got {shown(audit)}. For example audit=False.")
+    if store is not None:
+        directory("store", store, "checks/runs")
+    if workers is not None:
+        whole("workers", workers, 2)
 
 
 def check_config(config: CheckConfig) -> CoordCheck:
@@ -261,7 +293,8 @@ def check_config(config: CheckConfig) -> CoordCheck:
     from coordcheck.run.train import RunPlan
 
     plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
-    with _generators_kept(plan.device):
+    directory("runs", config.runs, "checks/runs")
+    with _as_in_training(plan.device):
         cell = make_cell(config)
         return check_cell(
             cell,
@@ -317,17 +350,19 @@ def check_cell(
         workers: Runs at a time at most; None for as many as share the device.
         config: What was asked for, kept beside the result.
     """
+    from coordcheck.run.estimate import fitting, least_memory, not_silent
     from coordcheck.run.queue import RunQueue, announce, threads_of_runs
 
     audited, unaudited = None, ""
-    if audit:
-        try:
-            audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
-        except Exception as error:  # whatever a constructor objects to, it must not cost the check
-            unaudited = f"{type(error).__name__}: {error}"
-    if audited is not None:
-        cell.learn_roles(audited.roles())
-    with threads_of_runs(plan.device, len(seeds)) as share:
+    with threads_of_runs(plan.device, len(seeds)) as share, not_silent(widths) as begun:
+        widths, skipped = fitting(lambda width: least_memory(cell, width, seeds[0]), widths, plan.device)
+        if audit:
+            try:
+                audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
+            except Exception as error:  # whatever a constructor objects to, it must not cost the check
+                unaudited = f"{type(error).__name__}: {error}"
+        if audited is not None:
+            cell.learn_roles(audited.roles())
         queues = [RunQueue(cell, plan, widths, seeds, workers=workers or share, title="check")]
         if twin is not None:
             axes = control_axes(widths, seeds)
@@ -335,6 +370,7 @@ def check_cell(
         for queue in queues:
             prepare(queue, store, reuse)
         announce(queues)
+        begun()
         done, *ran = [queue.finish() for queue in queues]
     control = Control() if twin is None else judge_control(ran[0].records, gate, twin[1])
     return CoordCheck.from_records(
@@ -344,7 +380,7 @@ def check_cell(
         audit=audited,
         unaudited=unaudited,
         readout=cell.readout,
-        skipped=done.skipped,
+        skipped=[*skipped, *done.skipped],
         config={**config, PARAMETERS: count_parameters(cell, widths)},
         versions=current_versions(),
         corpus_sha256=cell.corpus_sha256,
@@ -401,17 +437,22 @@ def audit(
         >>> report.parameters.loc[[2], ["parameter", "std_exponent", "lr_exponent", "verdict"]].round(1).values.tolist()
         [['2.weight', -0.5, 0.0, 'learning_rate']]
     """
-    check_axes(widths, [0], 1, ["activation"])
+    import torch
+
+    from coordcheck.models.given import audited_functions, least_of_audit
+    from coordcheck.models.own import OwnCell, default_optimizer
+    from coordcheck.run.estimate import fitting
+
+    wanted = check_widths(widths)
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
     gate.decay = None if decay is None else member(Decay, "decay", decay).value
-    widths = [int(width) for width in widths]
-    if batch is None:
-        return _audited(build, widths, optimizer, gate)
-    from coordcheck.models.own import OwnCell, default_optimizer
-
-    with _generators_kept():
-        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, widths)
-        return audit_cell(cell, widths, gate, with_optimizer=optimizer is not None)
+    make_model, make_optimizer = audited_functions(build, optimizer)
+    with _as_in_training():
+        fitting(lambda width: least_of_audit(build, width), wanted, torch.device("cpu"))
+        if batch is None:
+            return _audited(make_model, wanted, make_optimizer, gate)
+        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, wanted)
+        return audit_cell(cell, wanted, gate, with_optimizer=optimizer is not None)
 
 
 def audit_cell(cell: "Cell", widths: Sequence[int], gate: GateConfig, with_optimizer: bool = True) -> Audit:
@@ -481,11 +522,12 @@ def current_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _generators_kept(device: "torch.device | None" = None) -> Iterator[None]:
-    """Leaves torch's global generators as they were."""
+def _as_in_training(device: "torch.device | None" = None) -> Iterator[None]:
+    """Lets gradients flow, whatever mode the caller is in, and leaves torch's global generators as they were."""
     import torch
 
-    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

@@ -7,20 +7,26 @@ from those directories after Hydra has returned.
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from coordcheck.cli.command import exit_code
-from coordcheck.config.load import file_name, from_hydra, register_schema
+from coordcheck.config.arguments import one_line
+from coordcheck.config.load import file_name, from_hydra, in_one_line, register_schema
 
 ERROR = "error.txt"
+FULL_ERROR = "HYDRA_FULL_ERROR"  # set to 1, Hydra raises what it would print
+WHOLE_ERRORS = os.environ.get(FULL_ERROR) == "1"  # a user who sets it wants tracebacks
 INTERRUPTED = 130
 
 
@@ -44,7 +50,8 @@ class OutputDirectory(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the job."""
-        _make(Path(config.hydra.run.dir))
+        with suppress(OmegaConfBaseException):  # a name that cannot be resolved, which Hydra objects to next
+            _make(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job."""
@@ -71,17 +78,21 @@ def _job(merged: DictConfig) -> None:
     (directory / ERROR).unlink(missing_ok=True)
     try:
         _check(merged, directory)
-    except ValueError as error:
+    except Exception as error:  # whatever breaks a job must not end the others of a sweep
+        if WHOLE_ERRORS:
+            raise
+        said = _said_of(error)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            print(f"coordcheck: {error}", file=sys.stderr)
+            print(f"coordcheck: {said}", file=sys.stderr)
             raise SystemExit(1) from None
-        print(f"coordcheck: {directory.name}: {error}", file=sys.stderr)
-        (directory / ERROR).write_text(f"{error}\n")
+        print(f"coordcheck: {directory.name}: {said}", file=sys.stderr)
+        (directory / ERROR).write_text(f"{said}\n")
     _finished.append(directory)
 
 
 def _check(merged: DictConfig, directory: Path) -> None:
-    config = from_hydra(merged)
+    with in_one_line([*HydraConfig.get().overrides.task]):
+        config = from_hydra(merged)
     from coordcheck.check import check_config
     from coordcheck.records.files import REPORT_PICTURE, copy_atomically
     from coordcheck.report.console import make_console, print_check
@@ -95,6 +106,38 @@ def _check(merged: DictConfig, directory: Path) -> None:
     print_check(check, make_console(), directory, picture)
 
 
+def _said_of(error: Exception) -> str:
+    """An error in one line: our own sentence, or what was raised and where."""
+    if isinstance(error, ValueError | OSError):
+        return one_line(error)
+    from coordcheck.run.theirs import describe
+
+    return f"{describe(error)}. For example {FULL_ERROR}=1 coordcheck ... shows where"
+
+
+def _hydra() -> None:
+    """Lets Hydra run; what it objects to is raised here, where it would print many lines and exit.
+
+    Raises:
+        SystemExit: after one line that says what is wrong.
+    """
+    arguments = get_args_parser().parse_args()
+    asks = arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.cfg or arguments.info
+    os.environ[FULL_ERROR] = "1"
+    try:
+        # whether several values are a sweep is for Hydra to say: an experiment may be one without -m
+        with in_one_line([] if asks else arguments.overrides, sweep=True):
+            _job()
+    except Exception as error:  # of Hydra, which has no class for all that it raises
+        if WHOLE_ERRORS:
+            raise
+        print(f"coordcheck: {_said_of(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        if not WHOLE_ERRORS:
+            del os.environ[FULL_ERROR]
+
+
 def main() -> None:
     """``coordcheck [HYDRA OVERRIDES]``: a check, or with ``-m`` a sweep of them."""
     if sys.argv[1:] == ["--version"]:
@@ -104,7 +147,7 @@ def main() -> None:
     _finished.clear()
     _sweep.clear()
     try:
-        _job()
+        _hydra()
     except KeyboardInterrupt:
         print(
             "coordcheck: interrupted; finished runs are kept, the same command goes on from there",
@@ -112,7 +155,7 @@ def main() -> None:
         )
         raise SystemExit(INTERRUPTED) from None
     except SystemExit:
-        # Hydra has printed why a job of the sweep broke; the others' results are there all the same
+        # what broke the sweep has been said; the results of its jobs are there all the same
         if not _sweep:
             raise
     if _sweep:

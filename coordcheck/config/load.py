@@ -1,16 +1,28 @@
 """From Hydra's merged configuration, or from plain values, to the dataclasses of the schema."""
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from coordcheck.config.arguments import shown
+from coordcheck.config.errors import (
+    KNOWN,
+    not_an_option,
+    read_overrides,
+    sentence,
+    unknown_key,
+    wrong_type,
+)
 from coordcheck.config.rules import check_gate, validate
 from coordcheck.config.schema import MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
 
@@ -38,7 +50,8 @@ def cell_name(model: DictConfig, *others: str) -> str:
     """
     known = {key: model[key] for key in ("build", "config") if key in model and not OmegaConf.is_missing(model, key)}
     names = [str(model.name), *map(str, known.values())] if "build" not in known else [str(known["build"])]
-    arguments = [f"{key}={value}" for key, value in model.get(OPEN.get(model.name, ""), {}).items()]
+    given = model.get(OPEN.get(model.name, ""), {})
+    arguments = [f"{key}={value}" for key, value in given.items()] if OmegaConf.is_dict(given) else []
     return "-".join([*names, *arguments, *(str(other) for other in others if str(other) != "own")]).replace("/", "_")
 
 
@@ -69,11 +82,68 @@ def load(overrides: Sequence[str] = ()) -> CheckConfig:
     'constant'
     """
     register_schema()
-    try:
+    with in_one_line(overrides):
         with initialize_config_module("coordcheck.configs", version_base="1.3"):
-            return from_hydra(compose("check", overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"overrides {list(overrides)}: {error}") from error
+            merged = compose("check", overrides=list(overrides))
+        return from_hydra(merged)
+
+
+@contextmanager
+def in_one_line(overrides: Sequence[str], sweep: bool = False) -> Iterator[None]:
+    """Says in our form what Hydra and OmegaConf object to; what no override can mean is refused before they see it.
+
+    Args:
+        overrides: That are merged within.
+        sweep: Whether several values for a key are a sweep.
+
+    Raises:
+        ValueError: one line with the key, the rule and an example.
+    """
+    read = read_overrides(overrides, sweep)
+    for override in read:
+        _check_group(override)
+    try:
+        yield
+    except KNOWN as error:
+        model = next((o.value() for o in reversed(read) if o.key_or_group == "model"), "gpt")
+        raise ValueError(sentence(error, read, usual_values(str(model)), _options())) from error
+
+
+def _check_group(override: Override) -> None:
+    """Objects to what Hydra takes no group of its configuration to be: a number, null, several options."""
+    key, options = override.key_or_group, _options().get(override.key_or_group)
+    if options is None or override.is_delete() or override.is_sweep_override():
+        return
+    value = override.value()
+    named = isinstance(value, str) and value.strip() and not value.endswith("_schema")
+    if not (named or isinstance(value, dict) or (value is None and key == "experiment")):
+        raise ValueError(not_an_option(key, value, options))
+
+
+@cache
+def _options() -> dict[str, list[str]]:
+    """The options of each group of ``configs/``."""
+    home = files("coordcheck.configs")
+    groups = {group.name: [*group.iterdir()] for group in home.iterdir() if group.is_dir() and group.name != "hydra"}
+    named = {
+        group: sorted(o.name[:-5] for o in options if o.name.endswith(".yaml")) for group, options in groups.items()
+    }
+    return {group: options for group, options in named.items() if options}
+
+
+@cache
+def usual_values(model: str) -> dict[str, Any]:
+    """The values of a check of a model that nobody changed, by dotted key."""
+    check = _group("check.yaml")
+    hydra = {key: check["hydra"][key] for key in ("run", "sweep")}
+    defaults = {key: option for entry in check["defaults"] if isinstance(entry, dict) for key, option in entry.items()}
+    values = {key: value for key, value in check.items() if key not in ("defaults", "hydra")}
+    for group, option in defaults.items():
+        if group != "model" and option is not None and group in _options():
+            values[group] = _group(f"{group}/{option}.yaml")
+    values["model"] = default_model(model if model in MODELS else "gpt")
+    opened: dict[str, Any] = {f"model.{OPEN[model]}": {}} if model in OPEN else {}
+    return flatten({**values, "hydra": hydra}) | opened
 
 
 def from_hydra(merged: DictConfig) -> CheckConfig:
@@ -82,6 +152,13 @@ def from_hydra(merged: DictConfig) -> CheckConfig:
     Raises:
         ValueError: see :func:`validate`.
     """
+    keys = {field.name for field in dataclasses.fields(CheckConfig)}
+    if added := sorted(str(key) for key in merged if key not in keys):
+        raise ValueError(unknown_key(added[0], usual_values("gpt")))
+    if missing := sorted(key for key in keys if key not in merged or OmegaConf.is_missing(merged, key)):
+        raise ValueError(wrong_type(missing[0], [], usual_values("gpt")))
+    if not OmegaConf.is_dict(merged.model):
+        raise ValueError(not_an_option("model", merged.model, _options()["model"]))
     if OmegaConf.is_missing(merged.model, "build"):
         merged.model.build = ""  # which the rules object to in our words
     config = OmegaConf.to_object(merged)
@@ -95,16 +172,14 @@ def model_from(values: Mapping[str, Any]) -> ModelConfig:
     """A model from plain values, of the class that belongs to its name.
 
     Raises:
-        ValueError: if the name is unknown, a key is unknown or missing, or a value has the wrong type.
+        ValueError: if the name is unknown.
+        OmegaConfBaseException: if a key is unknown or missing, or a value has the wrong type.
     """
     if values.get("name") not in MODELS:
         name = values.get("name")
-        raise ValueError(f"`model.name` is one of {list(MODELS)}; got {name!r}. For example model=gpt.")
+        raise ValueError(f"`model.name` is one of {list(MODELS)}; got {shown(name)}. For example model=gpt.")
     schema = OmegaConf.create({"model": OmegaConf.structured(MODELS[values["name"]])})
-    try:
-        model = OmegaConf.to_object(OmegaConf.merge(schema, {"model": values}).model)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"`model` does not fit its schema: {error}") from error
+    model = OmegaConf.to_object(OmegaConf.merge(schema, {"model": values}).model)
     assert isinstance(model, ModelConfig)
     return model
 

@@ -4,9 +4,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from numbers import Integral
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from coordcheck.config.arguments import (
+    LARGEST,
+    MOST,
+    MOST_SEEDS,
+    MOST_STEPS,
+    is_whole,
+    shown,
+    text,
+    texts,
+    whole,
+    whole_numbers,
+)
 from coordcheck.config.schema import (
     CheckConfig,
     Decay,
@@ -22,6 +33,9 @@ from coordcheck.config.schema import (
 from coordcheck.records.schema import KINDS
 
 E = TypeVar("E", bound=StrEnum)
+WIDEST = 2**31 - 1
+LARGEST_VOCABULARY = 10_000_000  # forty times the largest in use
+LARGEST_BATCH = 2**24  # tokens
 
 
 def check_gate(gate: GateConfig) -> None:
@@ -41,6 +55,12 @@ def check_gate(gate: GateConfig) -> None:
             f"`gate.tolerance.exponent` is a finite number, zero or more; got {gate.tolerance.exponent}. "
             f"For example gate.tolerance.exponent=0.1."
         )
+    for name, value in vars(gate.diagnosis).items():
+        if not 0 <= value < math.inf:
+            raise ValueError(
+                f"`gate.diagnosis.{name}` is a finite number, zero or more; got {value}. "
+                f"For example gate.diagnosis.{name}=0.1."
+            )
     for side, tolerances in (("explodes", gate.tolerance.explodes), ("vanishes", gate.tolerance.vanishes)):
         for kind, tolerance in tolerances.items():
             if kind not in KINDS or not 0 <= tolerance < math.inf:
@@ -56,41 +76,121 @@ def member(options: type[E], name: str, value: str) -> E:
     Raises:
         ValueError: if there is none.
     """
-    try:
-        return options(value)
-    except ValueError as error:
-        known = [option.value for option in options]
-        raise ValueError(f"`{name}` is one of {known}; got {value!r}. For example {name}={known[0]!r}.") from error
+    known = [option.value for option in options]
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"`{name}` is one of {known}; got {shown(value)}. For example {name}={known[0]!r}.")
+    return options(value)
 
 
-def check_axes(widths: Sequence[int], seeds: Sequence[int], steps: int, kinds: Sequence[str]) -> None:
-    """Checks what every check needs, whoever builds the model.
+@dataclass(frozen=True)
+class Axes:
+    """What every check varies and records.
+
+    Attributes:
+        widths: d_model, in the order in which they were given.
+        seeds: One run at each width for each.
+        steps: Recorded forward passes.
+        kinds: What is recorded.
+    """
+
+    widths: list[int]
+    seeds: list[int]
+    steps: int
+    kinds: list[str]
+
+
+def check_axes(widths: Any, seeds: Any, steps: Any, kinds: Any) -> Axes:
+    """What every check needs, whoever builds the model; generators are used up here.
+
+    Args:
+        widths: d_model.
+        seeds: How many, or which.
+        steps: Recorded forward passes.
+        kinds: What is recorded.
 
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
-    whole = all(isinstance(width, Integral) and width > 0 for width in widths)
-    if not whole or len(set(widths)) < max(3, len(widths)):
+    axes = Axes(check_widths(widths), check_seeds(seeds), check_steps(steps), check_kinds(kinds))
+    if axes.steps == 1 and "activation" not in axes.kinds:
         raise ValueError(
-            f"`widths` needs at least 3 distinct positive whole numbers to fit a slope with an interval; got "
-            f"{list(widths)}. For example widths=[64,128,256]."
+            f"`steps` is at least 2 where only changes since step 0 or gradients are recorded; got steps=1 "
+            f"kinds={axes.kinds}. For example steps=4."
         )
-    if not all(isinstance(seed, Integral) for seed in seeds) or len(set(seeds)) < max(1, len(seeds)):
-        raise ValueError(f"`seeds` needs distinct whole numbers, at least one; got {list(seeds)}. For example seeds=5.")
-    if not isinstance(steps, Integral) or steps < 1:
+    return axes
+
+
+def check_widths(widths: Any) -> list[int]:
+    """At least three distinct widths.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    rule = "needs at least 3 distinct positive whole numbers to fit a slope with an interval"
+    example = "widths=[64,128,256]"
+    found = whole_numbers("widths", widths, rule, example)
+    if len(set(found)) < max(3, len(found)) or min(found) < 1:
+        raise ValueError(f"`widths` {rule}; got {shown(found)}. For example {example}.")
+    if max(found) > WIDEST:
+        raise ValueError(f"`widths` are at most {WIDEST}; got {shown(found)}. For example {example}.")
+    return found
+
+
+def check_seeds(seeds: Any) -> list[int]:
+    """The seeds: that many from zero on, or those that are listed.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    if is_whole(seeds):
+        return list(range(whole("seeds", seeds, 5, at_most=MOST_SEEDS)))
+    rule = f"is a whole number, how many, or a list of at most {MOST_SEEDS} distinct ones from 0 to 2^63 - 1"
+    found = whole_numbers("seeds", seeds, rule, "seeds=5")
+    if len(set(found)) < max(1, len(found)) or min(found) < 0:
+        raise ValueError(f"`seeds` {rule}; got {shown(found)}. For example seeds=5.")
+    return found
+
+
+def check_steps(steps: Any) -> int:
+    """The number of recorded forward passes.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if is_whole(steps) and steps < 1:
         raise ValueError(
             f"`steps` counts recorded forward passes, a whole number from 1 on; got {steps}. For example steps=4."
         )
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
+    return whole("steps", steps, 4, at_most=MOST_STEPS)
+
+
+def check_kinds(kinds: Any) -> list[str]:
+    """The kinds that are recorded.
+
+    Raises:
+        ValueError: if one is unknown or there twice, or there is none.
+    """
+    example = "kinds=['activation','delta']"
+    found = texts("kinds", kinds, example)
+    if not found or len({*found} & {*KINDS}) < len(found):
         raise ValueError(
-            f"`kinds` is a selection of {list(KINDS)}; got {list(kinds)}. For example kinds=[activation,delta]."
+            f"`kinds` is a selection of {list(KINDS)}, distinct ones; got {shown(found)}. For example {example}."
         )
-    if steps == 1 and "activation" not in kinds:
-        raise ValueError(
-            f"`steps` is at least 2 where only changes since step 0 or gradients are recorded; got steps=1 "
-            f"kinds={list(kinds)}. For example steps=4."
-        )
+    return found
+
+
+def check_modules(modules: Any) -> list[str] | None:
+    """Names or patterns of modules; None for all of them.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    if modules is None:
+        return None
+    found = texts("modules", modules, "modules=['blocks.0.*']")
+    if not found:
+        raise ValueError("`modules` needs at least one name or pattern; got []. For example modules=['blocks.0.*'].")
+    return found
 
 
 def seeds_of(config: CheckConfig) -> list[int]:
@@ -126,35 +226,16 @@ def validate(config: CheckConfig) -> None:
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
+    whole("seeds", config.seeds, 5, at_most=MOST_SEEDS)
+    whole("first_seed", config.first_seed, 100, at_least=0, at_most=LARGEST - config.seeds + 1)
     check_axes(config.widths, seeds_of(config), config.steps, config.kinds)
-    if config.first_seed < 0:
-        raise ValueError(f"`first_seed` is zero or more; got {config.first_seed}. For example first_seed=100.")
-    if isinstance(config.model, TransformerConfig):
-        for width in (*config.widths, config.base_width):
-            head_count(config.model, width)
-    positive = {
-        "base_width": config.base_width,
-        **{f"model.{name}": value for name, value in vars(config.model).items() if type(value) is int},
-        "data.batch": config.data.batch,
-        "data.context": config.data.context,
-        "data.vocab_size": config.data.vocab_size,
-        "workers": 1 if config.workers is None else config.workers,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise ValueError(f"`{name}` is at least 1; got {value}. For example {name}=64.")
-    spreads = {
-        "embedding.std": config.embedding.std,
-        "embedding.position_std": config.embedding.position_std,
-        "readout.std": config.readout.std or 0.0,
-        "optimizer.lr": config.optimizer.lr,
-        "optimizer.eps": config.optimizer.eps,
-        "optimizer.momentum": config.optimizer.momentum,
-        "optimizer.weight_decay": config.optimizer.weight_decay,
-    }
-    for name, size in spreads.items():
-        if not 0 <= size < math.inf:
-            raise ValueError(f"`{name}` is a finite number, zero or more; got {size}. For example {name}=0.01.")
+    check_modules(config.modules)
+    for name in ("name", "runs", "device"):
+        text(name, getattr(config, name), {"name": "mine", "runs": "checks/runs", "device": "auto"}[name])
+    if config.plots is not None:
+        text("plots", config.plots, "plots")
+    check_sizes(config)
+    check_numbers(config)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(
@@ -163,6 +244,57 @@ def validate(config: CheckConfig) -> None:
     check_gate(config.gate)
     check_family(config)
     check_tied_zero(config)
+
+
+def check_sizes(config: CheckConfig) -> None:
+    """Checks what is counted.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    whole("base_width", config.base_width, 64, at_most=WIDEST)
+    whole("data.vocab_size", config.data.vocab_size, 256, at_most=LARGEST_VOCABULARY)
+    sizes = {f"model.{name}": value for name, value in vars(config.model).items() if type(value) is int}
+    sizes |= {"data.batch": config.data.batch, "data.context": config.data.context}
+    sizes |= {} if config.workers is None else {"workers": config.workers}
+    for name, value in sizes.items():
+        whole(name, value, SIZES.get(name.rpartition(".")[2], 4), at_most=MOST)
+    if (tokens := config.data.batch * config.data.context) > LARGEST_BATCH:
+        raise ValueError(
+            f"`data.batch` x `data.context` is at most {LARGEST_BATCH} tokens; got {tokens}. "
+            f"For example data.batch=8 data.context=64."
+        )
+    if isinstance(config.model, TransformerConfig):
+        for width in (*config.widths, config.base_width):
+            head_count(config.model, width)
+
+
+SIZES = {"head_size": 32, "depth": 3, "batch": 8, "context": 64, "queries_per_key": 1}  # for examples
+
+
+def check_numbers(config: CheckConfig) -> None:
+    """Checks what is measured.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    optimizer = {f"optimizer.{name}": getattr(config.optimizer, name) for name in ("lr", "eps", "momentum")}
+    numbers = {
+        "embedding.std": config.embedding.std,
+        "embedding.position_std": config.embedding.position_std,
+        "readout.std": config.readout.std or 0.0,
+        **optimizer,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        **{f"model.{name}": value for name, value in vars(config.model).items() if type(value) is float},
+    }
+    for name, size in numbers.items():
+        if not 0 <= size < math.inf:
+            raise ValueError(f"`{name}` is a finite number, zero or more; got {size}. For example {name}=0.01.")
+    if not 0 < config.readout.multiplier < math.inf:
+        raise ValueError(
+            f"`readout.multiplier` is a finite number above zero; got {config.readout.multiplier}. "
+            f"For example readout.multiplier=1.0."
+        )
 
 
 def check_family(config: CheckConfig) -> None:
@@ -240,23 +372,28 @@ def check_own(model: OwnConfig) -> None:
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
-    if "." not in model.build.strip("."):
+    if not _is_dotted(model.build):
         raise ValueError(
             f"`model.build` is the dotted name of a function from width to a model; got {model.build!r}. For example "
             f"model=own model.build=my_package.my_module.build."
         )
     for option in ("optimizer", "batch", "loss"):
         name = getattr(model, option)
-        if name is not None and "." not in name.strip("."):
+        if name is not None and not _is_dotted(name):
             raise ValueError(
                 f"`model.{option}` is a dotted name, or null; got {name!r}. For example "
                 f"model.{option}=my_package.my_module.{option}."
             )
-    if model.inputs is not None and (len(model.inputs) != 2 or model.batch is not None):
+    if model.inputs is not None and (len({*model.inputs}) != 2 or len(model.inputs) != 2 or model.batch is not None):
         raise ValueError(
-            f"`model.inputs` are two names, of inputs and targets, for the batches of the group data; got "
+            f"`model.inputs` are two different names, of inputs and targets, for the batches of the group data; got "
             f"{model.inputs} and model.batch={model.batch}. For example model.inputs=[input_ids,labels]."
         )
+
+
+def _is_dotted(name: str) -> bool:
+    """Whether Python can take this for the name of something in a module."""
+    return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def _one_of(options: Sequence[str]) -> str:

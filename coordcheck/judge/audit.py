@@ -148,7 +148,13 @@ class AuditResult:
 
 Row = Mapping[str, Any]
 # what stands for a use that was not read
-UNREAD = {"used_in": "", "readout_used_in": "", "trained": True, "returned": False, "step_exponent": 0.0}
+UNREAD: dict[str, Any] = {
+    "used_in": "",
+    "readout_used_in": "",
+    "trained": True,
+    "returned": False,
+    "step_exponent": 0.0,
+}
 UNREAD |= dict.fromkeys(("readout_multiplier_exponent", "class_multiplier_exponent", "after_exponent"), np.nan)
 UNREAD |= dict.fromkeys(("gradient", "gradient_exponent", "eps"), np.nan)
 COLUMNS = [

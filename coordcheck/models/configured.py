@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,8 @@ from coordcheck.run.cell import META, Cell
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
 
+DEPTHS = ("depth", "encoder_depth", "decoder_depth")
+FEW = 2  # blocks
 SIZES = ("config", "depth", "encoder_depth", "decoder_depth", "head_size", "heads")
 
 
@@ -108,6 +111,27 @@ class ConfiguredCell(Cell):
         """The model without memory."""
         with META:
             return self.structure(width)
+
+    def weight_bytes(self, width: int) -> int:
+        """Bytes of a model's parameters; what each further block adds is known from one, however many there are."""
+        depths = {name: value for name, value in vars(self.config.model).items() if name in DEPTHS and value > FEW}
+        few = self._with_depths(dict.fromkeys(depths, FEW))
+        start = sum(parameter.nbytes for parameter in few.on_meta(width).parameters())
+        total = start
+        for name, depth in depths.items():
+            more = self._with_depths(dict.fromkeys(depths, FEW) | {name: FEW + 1})
+            added = sum(parameter.nbytes for parameter in more.on_meta(width).parameters())
+            total += (depth - FEW) * (added - start)
+        return total
+
+    def shallow(self) -> "ConfiguredCell":
+        """The same with few blocks."""
+        depths = {name: min(value, FEW) for name, value in vars(self.config.model).items() if name in DEPTHS}
+        return self._with_depths(depths)
+
+    def _with_depths(self, depths: Mapping[str, int]) -> "ConfiguredCell":
+        model = dataclasses.replace(self.config.model, **depths)
+        return type(self)(dataclasses.replace(self.config, model=model))
 
     def runnable_on_meta(self, width: int) -> nn.Module:
         """The model without memory, with the base shapes that mup's readouts ask for."""

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from inspect import signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -266,7 +267,11 @@ def _check_overrides(config: str, default: Mapping[str, Any], overrides: Mapping
     """Checks that every override has a field, and one that names a rule a number to scale."""
     for name, value in overrides.items():
         if name not in default:
-            raise ValueError(f"`overrides` has {name!r}, which {config} has not; its fields are {sorted(default)}.")
+            near = (get_close_matches(name, default, 1, 0.0) or ["vocab_size"])[0]
+            raise ValueError(
+                f"`overrides` has {name!r}, which {config} has not; its fields are {sorted(default)}. "
+                f"For example model.overrides.{near}=..."
+            )
         if value not in RULES or type(default[name]) is int or (default[name] is None and value in NEED_NO_DEFAULT):
             continue
         raise ValueError(

@@ -21,17 +21,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from coordcheck.config.arguments import shown
 from coordcheck.config.load import default_optimizer_config
 from coordcheck.config.schema import NO_NUMBERS, CheckConfig, OptimizerConfig, OwnConfig, Parametrization
+from coordcheck.models.given import Builder, Built, check_functions, usable_optimizer
 from coordcheck.models.optimizers import make_optimizer
 from coordcheck.models.text import load_corpus
-from coordcheck.observe.optimizer import check_optimizer
 from coordcheck.observe.roles import infshapes, roles, shapes
 from coordcheck.run.cell import META, Cell
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
-
-Built = nn.Module | tuple[nn.Module, torch.optim.Optimizer]
+from coordcheck.run.theirs import describe, theirs
 
 
 class OwnCell(Cell):
@@ -63,8 +63,8 @@ class OwnCell(Cell):
         name: str | None = None,
         determinants: Mapping[str, Any] | None = None,
     ):
-        check_functions(build, optimizer, loss)
-        self._build = build
+        check_functions(build, optimizer, loss, batch)
+        self._build = Builder(build)
         self._batch = batch
         self._optimizer = optimizer
         self._loss = default_loss if loss is None else loss
@@ -76,7 +76,7 @@ class OwnCell(Cell):
         smallest = min(widths)
         self.columns = {
             "model": getattr(build, "__qualname__", type(build).__name__) if name is None else name,
-            "optimizer": _describe(self.optimizer(self._model(smallest), smallest)),
+            "optimizer": _describe(self._any_optimizer(smallest)),
         }
         self.determinants = {**(determinants or {}), "cell": self.columns, "source": source_hash()}
 
@@ -90,6 +90,11 @@ class OwnCell(Cell):
         model = config.model
         assert isinstance(model, OwnConfig)
         build = import_dotted("build", model.build)
+        if not callable(build):
+            raise ValueError(
+                f"`model.build` is the name of a function from width to a model; {model.build} is {shown(build)}. "
+                f"For example model.build=my_package.my_module.build."
+            )
         try:
             inspect.signature(build).bind(min(config.widths), **model.args)
         except (TypeError, ValueError) as error:
@@ -116,9 +121,16 @@ class OwnCell(Cell):
         """The structure of the user's model, on ``meta`` where its constructor allows that."""
         try:
             with META:
-                return self._model(width)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+                return self._model(width, without_memory=True)
+        except (RuntimeError, MemoryError, ValueError):
+            pass
+        try:
             return self._model(width)
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"`widths` hold {width}, and a model of that width does not fit into memory. "
+                f"For example widths=[64,128,256]."
+            ) from error
 
     def runnable_on_meta(self, width: int) -> nn.Module | None:
         """None: a user's forward pass may keep what it made, and a table without memory would break the runs."""
@@ -135,38 +147,50 @@ class OwnCell(Cell):
         Raises:
             ValueError: if it is none.
         """
-        return self._built_with.get(model) or check_optimizer(self._optimizer(model))
+        if model in self._built_with:
+            return self._built_with[model]
+        with theirs("`optimizer`"):
+            optimizer = self._optimizer(model)
+        return usable_optimizer(optimizer, model)
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """The user's batch."""
-        return to_device(self._batch(seed) if callable(self._batch) else self._batch, device)
+        with theirs("`batch`"):
+            batch = self._batch(seed) if callable(self._batch) else self._batch
+            return to_device(batch, device)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The user's loss; dropout draws the same mask at every step, or deltas would be the masks' difference."""
         if self.draws is False:
-            return self._loss(model, batch)
+            return self._loss_of(model, batch)
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        loss = self._loss(model, batch)
+        loss = self._loss_of(model, batch)
         self._drew = self._drew or not torch.equal(before, torch.get_rng_state())
         return loss
+
+    def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
+        with theirs("`loss`" if self._loss is not default_loss else "the model, called with `batch`,"):
+            return self._loss(model, batch)
 
     def tried_out(self, recomputes: bool) -> None:
         """Settles whether training draws random numbers; what a backward pass repeats sets their generator."""
         self.draws = self._drew or recomputes
 
-    def _model(self, width: int) -> nn.Module:
-        built = self._build(width)
+    def _model(self, width: int, without_memory: bool = False) -> nn.Module:
+        built = self._build(width, without_memory)
         if not isinstance(built, tuple):
             return built
-        if len(built) != 2:
-            raise ValueError(
-                f"`build` returns a model, or (model, optimizer); got a tuple of {len(built)}. "
-                f"For example return model, torch.optim.Adam(model.parameters(), lr=1e-3)."
-            )
         model, optimizer = built
-        self._built_with[model] = check_optimizer(optimizer)
+        self._built_with[model] = optimizer
         return model
+
+    def _any_optimizer(self, width: int) -> torch.optim.Optimizer:
+        """One of a model without memory, or with it where that is not enough for the optimizer."""
+        try:
+            return self.optimizer(self.on_meta(width), width)
+        except (RuntimeError, NotImplementedError, ValueError):
+            return self.optimizer(self._model(width), width)
 
     def _roles(self, widths: Sequence[int]) -> dict[str, str]:
         """Roles from the parameters' shapes at every width."""
@@ -174,46 +198,6 @@ class OwnCell(Cell):
         for width in widths[1:]:
             grown = infshapes(shapes(narrowest), shapes(self.on_meta(width)))
         return roles(narrowest, grown)
-
-
-def check_functions(build: object, optimizer: object, loss: object) -> None:
-    """Makes sure that a user gave functions, not what they should return.
-
-    Raises:
-        ValueError: saying what to write.
-    """
-    if isinstance(build, nn.Module) or not callable(build):
-        raise ValueError(
-            f"`build` is a function from width to a new model; got {_kind(build)}. "
-            f"For example build=lambda width: nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))."
-        )
-    if isinstance(optimizer, type) or not callable(optimizer):
-        name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
-        raise ValueError(
-            f"`optimizer` is a function from model to its optimizer; got {_kind(optimizer)}. "
-            f"For example optimizer=lambda model: torch.optim.{name if hasattr(torch.optim, name) else 'Adam'}"
-            f"(model.parameters(), lr=1e-3)."
-        )
-    if loss is not None and (isinstance(loss, nn.Module | type) or not callable(loss) or _takes_targets(loss)):
-        raise ValueError(
-            f"`loss` is a function of model and batch; got {_kind(loss)}. "
-            f"For example loss=lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1])."
-        )
-
-
-def _kind(value: object) -> str:
-    """What a value is, in words."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return f"the function {value.__qualname__}" if inspect.isroutine(value) else f"an object of {type(value).__name__}"
-
-
-def _takes_targets(loss: Callable[..., Any]) -> bool:
-    """Whether this is a loss of outputs and targets, as torch.nn.functional has them."""
-    try:
-        return list(inspect.signature(loss).parameters)[:2] == ["input", "target"]
-    except (TypeError, ValueError):  # a function written in C says nothing
-        return False
 
 
 def import_dotted(option: str, name: str) -> Any:
@@ -232,10 +216,10 @@ def import_dotted(option: str, name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # of a module that is not ours, whatever it raises while it is loaded
         raise ValueError(
             f"`model.{option}` is a dotted name that Python can import, with {here} on its path; got {name!r} "
-            f"({error}). For example model.{option}=my_package.my_module.{option}."
+            f"({describe(error)}). For example model.{option}=my_package.my_module.{option}."
         ) from error
 
 

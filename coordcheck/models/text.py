@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coordcheck.config.rules import LARGEST_VOCABULARY
 from coordcheck.config.schema import DataConfig, Source
 
 ZIPF_TOKENS = 1 << 20
@@ -52,9 +53,11 @@ class Corpus:
         starts = np.random.default_rng(seed).integers(0, len(self.tokens) - context, sequences)
         windows = np.stack([self.tokens[start : start + context + 1] for start in starts]).astype(np.int64)
         if windows.max() >= self.vocab_size or windows.min() < 0:
+            odd = windows.min() if windows.min() < 0 else windows.max()
+            wider = min(max(256, int(odd) + 1), LARGEST_VOCABULARY)
             raise ValueError(
-                f"`data.vocab_size` must exceed every token id; {self.name} holds {windows.max()}, vocab_size is "
-                f"{self.vocab_size}. For example data.vocab_size={windows.max() + 1}."
+                f"`data.vocab_size` must exceed every token id, and none is negative; {self.name} holds {odd}, "
+                f"vocab_size is {self.vocab_size}. For example data.vocab_size={wider}, or data.dtype=uint16."
             )
         tokens = torch.from_numpy(windows)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from coordcheck.config.arguments import LARGEST, shown, whole
+from coordcheck.config.rules import WIDEST, check_kinds, check_modules
 from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
 from coordcheck.observe.effective_update import StartingPoint, updated_parameters
 from coordcheck.observe.frame import Entry, frame_of
-from coordcheck.observe.roles import attached_roles
+from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
 from coordcheck.records.merge import save_run
-from coordcheck.records.schema import CLASSES, KINDS, LOSS, ROOT
+from coordcheck.records.schema import CLASSES, LOSS, ROOT
 
 
 class _Latest:
@@ -99,16 +101,17 @@ class Recorder:
         modules: Sequence[str] | None = None,
         roles: Mapping[str, str] | None = None,
     ):
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown:
+        if not isinstance(model, nn.Module):
             raise ValueError(
-                f"`kinds` is a selection of {list(KINDS)}; got {list(kinds)}. For example kinds=['activation']."
+                f"`model` is a torch.nn.Module; got {type(model).__name__}. For example Recorder(model, width=512)."
             )
+        check_eager(model, "`model` is")
         self.model = model
-        self.width = width
-        self.seed = seed
-        self.kinds = tuple(kinds)
-        self._parameter_roles = roles = attached_roles(model) if roles is None else roles
+        self.width = whole("width", width, 512, at_most=WIDEST)
+        self.seed = whole("seed", seed, 0, at_least=0, at_most=LARGEST)
+        self.kinds = tuple(check_kinds(kinds))
+        modules = check_modules(modules)
+        self._parameter_roles = roles = attached_roles(model) if roles is None else check_roles(roles)
         self.names = select_modules(model, modules)
         self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
         self._trained = {n for n, m in model.named_modules() if any(p.requires_grad for p in m.parameters())}
@@ -218,7 +221,15 @@ class Recorder:
 
         Args:
             loss: One entry.
+
+        Raises:
+            ValueError: if it is none.
         """
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError(
+                f"a loss is a tensor with one entry; got {shown(loss)}. "
+                f"For example recorder.record_loss(loss.detach())."
+            )
         if "activation" in self.kinds:
             self._add("(loss)", "", LOSS, "activation", 1, sums(loss.reshape(1)))
 
@@ -402,14 +413,12 @@ def select_modules(model: nn.Module, patterns: Sequence[str] | None) -> list[str
     names = [name for name, _ in model.named_modules()]
     if patterns is None:
         return names
-    if not patterns:
-        raise ValueError("`modules` needs at least one name or pattern; got []. For example modules=['blocks.0.*'].")
     chosen: set[str] = set()
     for pattern in patterns:
         matching = {name for name in names if fnmatchcase(name or ROOT, pattern)}
         if not matching:
             raise ValueError(
-                f"`modules` pattern {pattern!r} matches no module; the model has "
+                f"`modules` pattern {shown(pattern)} matches no module; the model has "
                 f"{', '.join(name or ROOT for name in names)}. For example modules=['*']."
             )
         chosen |= matching

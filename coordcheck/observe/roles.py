@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from mup.infshape import InfShape
 from mup.shape import zip_infshapes
 from torch import Size, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from coordcheck.config.arguments import shown
+
 Shapes = dict[str, Size]
+ROLES = ("input", "hidden", "readout", "projection", "vector", "fixed")
 
 
 def shapes(model: nn.Module) -> Shapes:
@@ -111,3 +116,30 @@ def attached_roles(model: nn.Module) -> dict[str, str]:
         if hasattr(parameter, "infshape")
     }
     return roles(model, found) if len(found) == len(shapes(model)) else {}
+
+
+def check_eager(model: nn.Module, who: str) -> None:
+    """Makes sure that hooks see what a model's modules compute.
+
+    Raises:
+        ValueError: if one is scripted or traced.
+    """
+    if scripted := [name or "(model)" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]:
+        raise ValueError(
+            f"{who} a model as it was written; torch.jit.script or trace made these modules, which cannot be "
+            f"recorded: {shown(scripted)}. For example the model before torch.jit.script(model)."
+        )
+
+
+def check_roles(roles: Any) -> Mapping[str, str]:
+    """Roles of parameters by name, as a user gave them.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    said = "For example roles={'fc.weight': 'hidden'}."
+    if not isinstance(roles, Mapping):
+        raise ValueError(f"`roles` is a dict from a parameter's name to its role; got {shown(roles)}. {said}")
+    if unknown := {name: role for name, role in roles.items() if role not in ROLES}:
+        raise ValueError(f"`roles` are of {list(ROLES)}; got {shown(unknown)}. {said}")
+    return roles

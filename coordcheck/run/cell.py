@@ -46,6 +46,14 @@ class Cell(ABC):
         """A model on ``meta`` whose forward pass can run there; None for one that must not."""
         return self.on_meta(width)
 
+    def weight_bytes(self, width: int) -> int:
+        """Bytes of a model's parameters, before anything has memory; a tied one counts once."""
+        return sum(parameter.nbytes for parameter in self.on_meta(width).parameters())
+
+    def shallow(self) -> "Cell":
+        """The same with few blocks, where it is known how; a forward pass of it needs no more memory than its own."""
+        return self
+
     @abstractmethod
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """An initialized, parametrized model on `device`."""

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coordcheck.config.arguments import one_line, shown
+
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """`batch` with every tensor in it moved to `device`."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        # what was made in inference mode cannot be trained on
+        return (batch.clone() if batch.is_inference() else batch).to(device)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
@@ -19,7 +22,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """The device that `name` asks for; "auto" is a GPU if there is one.
 
     Raises:
@@ -27,14 +30,19 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(name, str | torch.device):
+        raise ValueError(
+            f"`device` is the name of a device; got {shown(name)}. For example device='auto' or device='cpu'."
+        )
     try:
         device = torch.device(name)
-        torch.ones(1, device=device, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
-        torch.ones(1, device=device).item()
+        with torch.inference_mode(False), torch.enable_grad():
+            torch.ones(1, device=device, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+            torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(str(error).split("\n")[0])
         raise ValueError(
-            f"`device` must be one that this machine and this torch can train on; got {name!r} ({reason}). "
-            f"For example device=auto or device=cpu."
+            f"`device` must be one that this machine and this torch can train on; got {str(name)!r} ({reason}). "
+            f"For example device='auto' or device='cpu'."
         ) from error
     return device

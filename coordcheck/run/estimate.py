@@ -2,9 +2,11 @@
 
 import math
 import os
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from coordcheck.run.cell import META, Cell
 
 LONG = 20.0  # seconds from which on a sweep is worth a word before it starts
 GIB = 2**30
+FEWEST = 3  # widths that a slope with an interval needs
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 INTERPRETED = 1.4  # runs side by side pay off up to their time by this many times that of the interpreter
 
@@ -88,6 +91,70 @@ def dry_run(cell: Cell, width: int, seed: int) -> Dryrun:
     weights = sum(parameters.values())
     activations = sum(size for storage, size in kept.items() if storage not in parameters)
     return Dryrun(counter.get_total_flops() or weights, weights, activations)
+
+
+def fitting(least: Callable[[int], float], widths: Sequence[int], device: torch.device) -> tuple[list[int], list[str]]:
+    """The widths that have room, known before anything has memory.
+
+    Args:
+        least: From width to the bytes that it takes at the least.
+        widths: Wanted.
+        device: Where the models will be.
+
+    Returns:
+        The widths that fit, in their order, and a sentence for each of the others.
+
+    Raises:
+        ValueError: if fewer than three widths fit.
+    """
+    room = available_memory(device) or math.inf
+    needed: dict[int, float] = {}
+    for width in sorted(widths):
+        # where a narrower one does not fit, a wider one need not be looked at
+        too_large = next((n for n in needed.values() if n > room), None)
+        needed[width] = least(width) if too_large is None else too_large
+    said = {
+        width: f"width {width} needs at least {need / GIB:.1f} of {room / GIB:.1f} GiB of {device}'s memory"
+        for width, need in needed.items()
+        if need > room
+    }
+    fit = [width for width in widths if width not in said]
+    if len(fit) < min(FEWEST, len(widths)):
+        raise ValueError(
+            f"`widths` needs at least {FEWEST} that fit into memory; got {list(widths)}, and "
+            f"{next(iter(said.values()))}. For example narrower ones, widths=[64,128,256]."
+        )
+    return fit, [sentence.replace(" needs", " skipped: it needs", 1) for sentence in said.values()]
+
+
+def least_memory(cell: Cell, width: int, seed: int) -> float:
+    """Bytes that a run takes at the least: weights, and gradients or activations."""
+    try:
+        weights = cell.weight_bytes(width)
+        activations = dry_run(cell.shallow(), width, seed).activations
+    except (RuntimeError, OverflowError, MemoryError):  # sizes that torch cannot even count
+        return math.inf
+    return weights + max(weights, activations)
+
+
+@contextmanager
+def not_silent(widths: Sequence[int]) -> Iterator[Callable[[], None]]:
+    """Says so when what comes before the first run takes long; what it yields is called where that ends."""
+    timer = threading.Timer(
+        LONG,
+        lambda: print(
+            f"preparing has taken {LONG:.0f} s so far: models of the narrowest of widths {list(widths)} are built, "
+            f"audited and timed; then follows how long all runs will take",
+            file=sys.stderr,
+            flush=True,
+        ),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 def seconds_by_width(

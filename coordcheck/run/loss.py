@@ -66,19 +66,37 @@ def _cross_entropy(logits: Any, targets: Any) -> Tensor:
             f"of {shape or type(logits).__name__} and targets {got}. For another loss, for example "
             f"loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
         )
+    if not targets.numel():
+        raise ValueError(
+            "`batch` has no entries: its targets are empty. For example batch=(tokens[:, :-1], tokens[:, 1:])."
+        )
     return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten().long())
 
 
 def check_scalar(loss: Any) -> Tensor:
-    """The loss, if it is a scalar.
+    """The loss, if it is one real number.
 
     Raises:
         ValueError: if it is none.
     """
+    example = "For example loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean()."
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"a loss is a tensor with one entry; got {got}. {example}")
+    if not loss.is_floating_point():
+        raise ValueError(f"a loss is a real number with a fraction; got {loss.dtype}. {example}")
+    return loss
+
+
+def check_trainable(loss: Tensor) -> Tensor:
+    """The loss, if a gradient can be taken of it.
+
+    Raises:
+        ValueError: if it does not depend on anything that is trained.
+    """
+    if loss.grad_fn is None:
         raise ValueError(
-            f"a loss is a tensor with one entry; got {got}. For example "
-            f"loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean()."
+            "the loss depends on no parameter that is trained, so there is no gradient; it was detached, or made of "
+            "numbers. For example loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean()."
         )
     return loss

@@ -37,6 +37,7 @@ from coordcheck.run.estimate import (
     seconds_by_width,
     useful_workers,
 )
+from coordcheck.run.theirs import is_out_of_memory
 from coordcheck.run.train import RECOMPUTES, Cancelled, RunPlan, run
 
 ROOM = 0.8  # of a device's memory, for all runs that go on at a time
@@ -297,12 +298,6 @@ def announce(queues: Sequence[RunQueue]) -> None:
 def _bytes(states: Iterable[Mapping[str, Any]]) -> int:
     """Memory of an optimizer's state."""
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; only CUDA's allocator has a type of its own for that."""
-    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # CPU; MPS; cuBLAS and cuDNN
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def _release(device: torch.device) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from coordcheck.config.schema import Precision
 from coordcheck.observe.recorder import Recorder
-from coordcheck.run.loss import check_scalar
+from coordcheck.run.loss import check_scalar, check_trainable
+from coordcheck.run.theirs import theirs
 
 RECOMPUTES = "recomputes"  # among the attrs of records: whether the backward pass computed activations again
 
@@ -83,8 +84,10 @@ def run(
                 value = check_scalar(loss(model, batch))
             recorder.record_loss(value)
             if step < plan.steps - 1:
-                value.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                with theirs("the backward pass"):
+                    check_trainable(value).backward()  # type: ignore[no-untyped-call]
+                with theirs(f"`optimizer` {type(optimizer).__name__}, in its step,"):
+                    optimizer.step()
                 optimizer.zero_grad(set_to_none=True)  # here, so that no gradient takes memory in the next forward pass
             recorder.step()
     records = recorder.records()

@@ -12,7 +12,8 @@ from coordcheck.records.files import write_atomically
 from coordcheck.records.store import RunStore, code_hash
 from coordcheck.run import queue as sweep
 from coordcheck.run.controls import Scaled
-from coordcheck.run.queue import RunQueue, announce, is_out_of_memory, share_cores
+from coordcheck.run.queue import RunQueue, announce, share_cores
+from coordcheck.run.theirs import is_out_of_memory
 
 CPU = torch.device("cpu")
 WIDTHS, SEEDS = (64, 128, 256), (0, 1)
