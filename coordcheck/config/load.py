@@ -165,11 +165,11 @@ def gate_from(values: Any) -> GateConfig:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"`gate` has named values; got {printable(repr(values), 80)}. For example {{expect: mup}}.")
-    if "${" in (said := repr(values)):
-        found = next((name for name, value in flatten(values).items() if "${" in str(value)), "gate")
+    lines = (f"{name}: {value}" for name, value in flatten(values).items())
+    if found := next((line for line in lines if "${" in line), ""):
         raise ValueError(
-            f"`gate.{printable(found, 80)}` is a plain value, which nothing is put in place of; got "
-            f"{printable(flatten(values).get(found, said), 80)}. For example expect: mup."
+            f"`gate` holds plain values, which nothing is put in place of; got {printable(found, 80)}. For example "
+            f"expect: mup."
         )
     try:
         gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), values))

@@ -107,9 +107,11 @@ def _refuse_rows(records: "pd.DataFrame", name: str, wrong: "pd.Series", rule: s
     """Says which row breaks the rule of its column."""
     if wrong.any():
         row = int(np.flatnonzero(wrong.to_numpy(dtype=bool))[0])
+        value = records[name].iloc[row]
+        said = value.item() if isinstance(value, np.generic) else value
         raise ValueError(
             f"records hold {rule} in column {printable(name, 80)!r}; row {row} has "
-            f"{printable(repr(records[name].iloc[row]), 80)}. For example records.drop(index={row})."
+            f"{printable(repr(said), 80)}. For example records.drop(index={row})."
         )
 
 
