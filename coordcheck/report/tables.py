@@ -85,7 +85,7 @@ def in_markdown(text: object, most: int = LONGEST) -> str:
     'a\\|b &lt;script> \\`x\\` \\$y\\$'
     """
     said = re.sub(r"([\\|`$~])", r"\\\1", printable(text, most).replace("&", "&amp;").replace("<", "&lt;"))
-    said = re.sub(r"\*(?=\S)|(?<=\S)\*|(?<!\w)_|_(?!\w)|(?<=\])(?=\()", r"\\\g<0>", said)  # emphasis, and links
+    said = re.sub(r"\*(?=\S)|(?<=\S)\*|(?<![^\W_])_|_(?![^\W_])|(?<=\])(?=\()", r"\\\g<0>", said)  # emphasis, and links
     return re.sub(r"^(?=[#>=]|[-+] )", r"\\", said)
 
 

@@ -85,7 +85,7 @@ def test_a_parquet_file_that_unpacks_to_more_than_the_memory(tmp_path, monkeypat
         read_parquet(tmp_path / "text.parquet")
     monkeypatch.setattr(read, "MOST_ROWS", 1000)
     pd.DataFrame({"l1": np.zeros(1001)}).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match="may hold 1000 rows, .* it claims 1001 rows"):
+    with pytest.raises(ValueError, match=r"may hold 1000 rows, .* it claims 1001 rows"):
         read_parquet(tmp_path / "rows.parquet")
 
 
@@ -252,5 +252,5 @@ def test_nothing_in_a_verdict_is_resolved(saved, monkeypatch, place, value):
     with pytest.raises(ValueError, match="holds plain values") as error:
         CoordCheck.load(directory)
     assert "0.123456" not in str(error.value) and "${oc." in str(error.value)
-    with pytest.raises(ValueError, match="has named values; got '\\${oc.env:SECRET}'"):
+    with pytest.raises(ValueError, match=r"has named values; got '\${oc.env:SECRET}'"):
         gate_from("${oc.env:SECRET}")

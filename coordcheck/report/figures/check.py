@@ -20,6 +20,7 @@ from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth
 ORIGIN = "►"
 MEANINGS = f"▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive   {ORIGIN} a fault starts here"
 MAX_PANELS = 4
+LONGEST_TITLE = 250  # characters
 MAX_DEVIATION = 1.0
 
 
@@ -39,7 +40,7 @@ def report_figure(check: Judgement) -> Figure:
 def draw_title(figure: Figure, check: Judgement) -> None:
     """The verdict, and what was checked."""
     figure.suptitle(
-        f"{check.verdict.upper()}   {plain(check.cell())}",
+        f"{check.verdict.upper()}   {plain(check.cell(), LONGEST_TITLE)}",
         fontsize=14,
         fontweight="bold",
         color=VERDICT_COLOURS[check.verdict],

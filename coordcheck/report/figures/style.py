@@ -15,11 +15,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from coordcheck.records.files import write_atomically
-from coordcheck.records.names import LONGEST_NAME, printable
+from coordcheck.records.names import printable
 
 VERDICT_COLOURS = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00", "error": "#555555"}
 MARKS = {"explodes": "▲", "vanishes": "▼", "dead": "∅", "nonfinite": "✕", "inconclusive": "?", "pass": ""}
 SMALL = 7
+LONGEST_LABEL = 70  # characters of a name
 
 
 def save_figure(figure: Figure, path: Path, config: Mapping[str, Any]) -> None:
@@ -34,7 +35,7 @@ def save_figure(figure: Figure, path: Path, config: Mapping[str, Any]) -> None:
     write_atomically(path, write)
 
 
-def plain(text: object, most: int = LONGEST_NAME) -> str:
+def plain(text: object, most: int = LONGEST_LABEL) -> str:
     r"""Text of others in a picture: on one line, and a dollar sign begins no formula.
 
     >>> plain("a$b$")
