@@ -7,7 +7,6 @@ from those directories after Hydra has returned.
 import os
 import sys
 import time
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,6 @@ from omegaconf import DictConfig
 
 from coordcheck.cli.command import exit_code
 from coordcheck.config.load import file_name, from_hydra, register_schema
-from coordcheck.records.files import write_text
-from coordcheck.records.names import one_line
 
 ERROR = "error.txt"
 INTERRUPTED = 130
@@ -76,11 +73,10 @@ def _job(merged: DictConfig) -> None:
         _check(merged, directory)
     except ValueError as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            print(f"coordcheck: {one_line(error)}", file=sys.stderr)
+            print(f"coordcheck: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        print(f"coordcheck: {directory.name}: {one_line(error)}", file=sys.stderr)
-        with suppress(ValueError):  # where no file can be written, the job without a result says so
-            write_text(directory / ERROR, f"{one_line(error)}\n")
+        print(f"coordcheck: {directory.name}: {error}", file=sys.stderr)
+        (directory / ERROR).write_text(f"{error}\n")
     _finished.append(directory)
 
 
@@ -136,7 +132,7 @@ def _exit_code(directories: list[Path]) -> int:
     from coordcheck.records.files import VERDICT
 
     said = [
-        json.loads((d / VERDICT).read_text(encoding="utf-8"))["verdict"]
+        json.loads((d / VERDICT).read_text())["verdict"]
         if (d / VERDICT).is_file() and not (d / ERROR).is_file()
         else "error"
         for d in directories
@@ -162,7 +158,7 @@ def _end_of_sweep(sweep: Sweep) -> int:
             console.print(f"Picture: {picture}", markup=False)
     for job in jobs:
         if job not in checks:
-            reason = (job / ERROR).read_text(encoding="utf-8").strip() if (job / ERROR).is_file() else "left no records"
+            reason = (job / ERROR).read_text().strip() if (job / ERROR).is_file() else "left no records"
             console.print(f"{job.name}: {reason}", style="bold red", markup=False)
     return _exit_code(jobs)
 
