@@ -94,6 +94,14 @@ def test_an_audit_that_is_cut_or_missing_is_not_believed(check, gate):
     assert code in (0, 3, 4) and "Audit: none could be made (audit.csv, which verdict.json tells of, is missing)" in out
 
 
+def test_an_audit_alone_leaves_that_of_a_check_as_it_was(tmp_path):
+    arguments = ["model.depth=1", "model.head_size=8", "widths=[16,32,64]", "base_width=16", "name=mine"]
+    for place in ("checks/mine", "checks/mine/audit"):
+        code, out, err = run(tmp_path, *arguments, entry="audit")
+        assert (code, err) == (0, "") and f"Files in {place}: audit.md" in out
+        (tmp_path / "checks/mine/verdict.json").write_text("{}")
+
+
 def test_devices_are_written_to_and_not_replaced(check):
     before = os.stat("/dev/null")
     code, out, err = run(
