@@ -5,7 +5,9 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -20,7 +22,7 @@ from coordcheck.config.arguments import directory, is_flag, shown, text, whole
 from coordcheck.config.load import default_gate, gate_from
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
 from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
-from coordcheck.judge.audit import AuditResult
+from coordcheck.judge.audit import COLUMNS, AuditResult
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.judgement import Judgement
 from coordcheck.records.files import (
@@ -33,10 +35,13 @@ from coordcheck.records.files import (
     SLOPES,
     VERDICT,
     write_atomically,
+    write_text,
 )
 from coordcheck.records.merge import read_records
 from coordcheck.records.mup_format import to_mup
+from coordcheck.records.names import printable
 from coordcheck.records.store import RunStore
+from coordcheck.records.verdict import AUDIT_AGAIN, JUDGED, read_audit_table, read_verdict, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +77,8 @@ class Audit(AuditResult):
         from coordcheck.report.markdown import audit_markdown
 
         directory = Path(directory)
-        write_atomically(directory / AUDIT_TABLE, lambda path: self.parameters.to_csv(path, index=False))
-        write_atomically(directory / AUDIT_TEXT, lambda path: path.write_text(audit_markdown(self)))
+        write_text(directory / AUDIT_TABLE, _table_of(self))
+        write_text(directory / AUDIT_TEXT, audit_markdown(self))
         self.plot(directory / AUDIT_PICTURE)
 
 
@@ -88,10 +93,9 @@ class CoordCheck(Judgement):
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, its reason and the control."""
         colours = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00"}
-        return (
-            f"<p><b style='color:{colours[self.verdict]}'>{self.verdict.upper()}</b> {escape(self.cell())}</p>"
-            f"<p>{escape(self.sentence())}</p><p>{escape(str(self.control))}</p>"
-        )
+        cell, reason, control = (escape(printable(text)) for text in (self.cell(), self.sentence(), self.control))
+        verdict = f"<b style='color:{colours[self.verdict]}'>{self.verdict.upper()}</b>"
+        return f"<p>{verdict} {cell}</p><p>{reason}</p><p>{control}</p>"
 
     def plot(self, path: str | Path) -> None:
         """Writes the picture of the check, a PNG: the curves, and the slope of every module at every step."""
@@ -107,9 +111,9 @@ class CoordCheck(Judgement):
         directory = Path(directory)
         write_atomically(directory / RECORDS, self.records.to_parquet)
         write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
-        write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
+        write_text(directory / VERDICT, self.to_json())
         self.plot(directory / REPORT_PICTURE)
-        write_atomically(directory / REPORT_TEXT, lambda path: path.write_text(check_markdown(self)))
+        write_text(directory / REPORT_TEXT, check_markdown(self))
         if self.audit is not None:
             self.audit.save(directory)
 
@@ -124,7 +128,7 @@ class CoordCheck(Judgement):
             "sentence": self.sentence(),
             "findings": [finding.facts() for finding in self.findings],
             "control": dataclasses.asdict(self.control),
-            "audit": None if self.audit is None else self.audit.facts(),
+            "audit": None if self.audit is None else {**self.audit.facts(), "sha256": _sha256_of(self.audit)},
             "unaudited": self.unaudited,
             "skipped": self.skipped,
             "versions": self.versions,
@@ -533,33 +537,57 @@ def _as_in_training(device: "torch.device | None" = None) -> Iterator[None]:
 
 def _read_verdict(path: Path) -> dict[str, Any]:
     """What :meth:`CoordCheck.from_records` takes besides records; the default gate alone if there is no such file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {"gate": default_gate()}
+    said = read_verdict(path)
     try:
-        said = json.loads(path.read_text())
         gate = gate_from(said["config"]["gate"])
-        audited = said["audit"] is not None and (path.parent / AUDIT_TABLE).is_file()
-        return {
-            "gate": gate,
-            "control": Control(**said["control"]),
-            "audit": read_audit(path.parent / AUDIT_TABLE, said["audit"], gate) if audited else None,
-            "readout": said["config"].get("readout", {}).get("name"),
-            **{name: said[name] for name in ("unaudited", "skipped", "config", "versions", "corpus_sha256")},
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not what a check wrote ({type(error).__name__}: {error}). "
-            f"Without that file the records are judged by the default gate."
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    audited, unaudited, table = None, said["unaudited"], path.parent / AUDIT_TABLE
+    if said["audit"] is not None and os.path.lexists(table):
+        audited = read_audit(table, said["audit"], gate)
+    elif said["audit"] is not None:
+        unaudited = f"{AUDIT_TABLE}, which {VERDICT} tells of, is missing"
+    return {
+        "gate": gate,
+        "gate_source": path.name,
+        "control": Control(**said["control"]),
+        "audit": audited,
+        "unaudited": unaudited,
+        "readout": said["config"].get("readout", {}).get("name"),
+        **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
+    }
 
 
 def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
-    """A stored audit, judged anew."""
-    # a module named 0 is a word, and what is empty there is a word that is empty, not a number that is missing
-    words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape", "used_in", "readout_used_in"]
-    table = pd.read_csv(path, dtype=dict.fromkeys(words, "str"))
-    table[words] = table[words].fillna("")
-    return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent, gate.decay)
+    """A stored audit, judged anew.
+
+    Args:
+        path: ``audit.csv``.
+        said: What ``verdict.json`` says of it; with a checksum only the very file that it was written with is taken.
+        gate: What judges it.
+
+    Raises:
+        ValueError: naming the file, the place and the rule.
+    """
+    if said.get("sha256", own := sha256(path)) != own:
+        raise ValueError(f"{path} is not the file that {VERDICT} beside it was written with. For example {AUDIT_AGAIN}")
+    table = read_audit_table(path, [name for name in COLUMNS if name not in JUDGED])
+    tolerance = gate.tolerance.exponent
+    try:
+        return Audit.from_parameters(table, list(said["widths"]), said["expect"], tolerance, gate.decay)
+    except (KeyError, ValueError, TypeError) as error:  # a role or a rule of which theory knows nothing
+        raise ValueError(f"{path} holds what no audit writes ({error}). For example {AUDIT_AGAIN}") from error
+
+
+def _sha256_of(audit: Audit) -> str:
+    return hashlib.sha256(_table_of(audit).encode()).hexdigest()
+
+
+def _table_of(audit: Audit) -> str:
+    """The content of ``audit.csv``."""
+    return audit.parameters.to_csv(index=False, lineterminator="\n")
 
 
 def _without_nan(value: Any) -> Any:

@@ -16,7 +16,9 @@ def main() -> None:
     )
     parser.add_argument("override", nargs="*", help="as for coordcheck, for example parametrization=sp")
     parser.add_argument("--all", action="store_true", help="show every parameter, not only those that do not pass")
-    parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME as for coordcheck")
+    parser.add_argument(
+        "--output", type=Path, help="where the files go; default: checks/NAME, below a check that is there: in audit/"
+    )
     end(_audit, parser)
 
 
@@ -24,12 +26,14 @@ def _audit(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
     from coordcheck.check import audit_cell
     from coordcheck.models.families import make_cell
-    from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT
+    from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT, VERDICT
     from coordcheck.report.console import make_console, print_audit
 
     cell = make_cell(config)
     result = audit_cell(cell, config.widths, config.gate)
     directory: Path = arguments.output or Path("checks") / file_name(config.name)
+    if arguments.output is None and (directory / VERDICT).exists():
+        directory /= "audit"  # the check's own audit belongs to its verdict
     result.save(directory)
     console = make_console()
     print_audit(result, console, arguments.all)

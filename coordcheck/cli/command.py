@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from coordcheck.records.names import one_line
+
 if TYPE_CHECKING:
     from coordcheck.check import CoordCheck
 
@@ -25,7 +27,7 @@ def end(command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentP
     try:
         raise SystemExit(command(arguments))
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -26,7 +26,7 @@ def main() -> None:
 def _gate(arguments: argparse.Namespace) -> int:
     from coordcheck.judge.baseline import TOLERANCE, Baseline
     from coordcheck.judge.ruling import rule_by_baseline, rule_by_theory
-    from coordcheck.records.files import write_atomically
+    from coordcheck.records.files import write_text
     from coordcheck.report.console import make_console
     from coordcheck.report.junit import write_junit
     from coordcheck.report.markdown import ruling_markdown
@@ -52,8 +52,8 @@ def _gate(arguments: argparse.Namespace) -> int:
     if arguments.junit is not None:
         write_junit(ruling, arguments.junit)
     if arguments.markdown is not None:
-        write_atomically(arguments.markdown, lambda path: path.write_text(text))
+        write_text(arguments.markdown, text)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as summary:
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as summary:
             summary.write(text)
     return exit_code([ruling.verdict])

@@ -24,6 +24,7 @@ def main() -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from coordcheck.records.merge import find_checks
+    from coordcheck.records.names import one_line
     from coordcheck.report.console import make_console, print_check
     from coordcheck.report.summary import summarize
 
@@ -38,7 +39,7 @@ def _report(arguments: argparse.Namespace) -> int:
             check.save(home(path, arguments.format))
         except ValueError as error:
             broken.append("error")
-            print(f"coordcheck-report: {error}", file=sys.stderr)
+            print(f"coordcheck-report: {one_line(error)}", file=sys.stderr)
             continue
         checks[home(path, arguments.format)] = check
         print_check(check, console, home(path, arguments.format))

@@ -25,6 +25,7 @@ from coordcheck.config.errors import (
 )
 from coordcheck.config.rules import check_gate, validate
 from coordcheck.config.schema import MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
+from coordcheck.records.names import one_line, printable
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
 
@@ -56,17 +57,22 @@ def cell_name(model: DictConfig, *others: str) -> str:
 
 
 def file_name(text: str) -> str:
-    """`text`, shortened so far that file systems take it as a name, and kept apart by a hash.
+    """`text` as a name in a directory: without separators and what does not print, so short that file systems take it.
+
+    What was changed is kept apart by a hash.
 
     >>> file_name("readout=zero")
     'readout=zero'
+    >>> file_name("../../x")
+    '.._.._x-9cdf6a50'
     >>> len(file_name("x" * 999))
     200
     """
-    if len(text.encode()) <= LONGEST_NAME:
+    name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text)
+    if name == text and text not in ("", ".", "..") and len(text.encode()) <= LONGEST_NAME:
         return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return text.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors="ignore") + f"-{digest}"
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    return name.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors="ignore") + f"-{digest}"
 
 
 def load(overrides: Sequence[str] = ()) -> CheckConfig:
@@ -222,20 +228,28 @@ def default_model(name: str) -> dict[str, Any]:
 
 
 def _group(path: str) -> Any:
-    text = files("coordcheck.configs").joinpath(path).read_text()
+    text = files("coordcheck.configs").joinpath(path).read_text(encoding="utf-8")
     return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def gate_from(values: Any) -> GateConfig:
-    """A gate from plain values, for example those that a check stored.
+    """A gate from plain values, for example those that a check stored; they are data, so nothing in them is resolved.
 
     Raises:
         ValueError: if a key is unknown or a value has the wrong type or breaks a rule.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"`gate` has named values; got {printable(repr(values), 80)}. For example {{expect: mup}}.")
+    lines = (f"{name}: {value}" for name, value in flatten(values).items())
+    if found := next((line for line in lines if "${" in line), ""):
+        raise ValueError(
+            f"`gate` holds plain values, which nothing is put in place of; got {printable(found, 80)}. For example "
+            f"expect: mup."
+        )
     try:
         gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), values))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"`gate` does not fit its schema: {error}") from error
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ValueError(f"`gate` does not fit its schema: {one_line(error)}") from error
     assert isinstance(gate, GateConfig)
     check_gate(gate)
     return gate

@@ -19,7 +19,7 @@ from coordcheck.config.schema import NO_NUMBERS
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.slopes import seed_slopes
 from coordcheck.judge.statistics import holm, t_interval, welch
-from coordcheck.records.files import write_atomically
+from coordcheck.records.files import write_text
 
 KEYS = ["module", "kind", "step"]
 TOLERANCE = 0.05
@@ -65,7 +65,7 @@ class Baseline:
         }
         lines = [json.dumps(_line(key, self.curves[key])) for key in sorted(self.curves)]
         text = json.dumps(head, indent=1)[:-2] + ',\n "curves": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_text(path, text)
 
     @classmethod
     def read(cls, path: Path) -> "Baseline":
@@ -75,7 +75,7 @@ class Baseline:
             ValueError: if the file is missing or not a baseline.
         """
         try:
-            said = json.loads(path.read_text())
+            said = json.loads(path.read_text(encoding="utf-8"))
             if said["format"] != FORMAT:
                 raise KeyError(f"format {said['format']}")
             curves = {(c["module"], c["kind"], c["step"]): c.get("state", c["seeds"]) for c in said["curves"]}

@@ -18,6 +18,7 @@ from coordcheck.judge.diagnose import diagnose
 from coordcheck.judge.finding import Finding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.slopes import fit
+from coordcheck.records.names import printable
 from coordcheck.records.schema import cell_columns, check_records, repeated_seeds
 
 
@@ -34,6 +35,7 @@ class Judgement:
         audit: What was known before the first step; None if it was turned off or failed.
         unaudited: Why it failed.
         gate: What turned slopes into verdicts.
+        gate_source: The file that gate and control were read from; empty where this process made them.
         skipped: One sentence for each width that could not run.
         config: What was run, JSON-serializable.
         versions: Of Python and of the packages that made the numbers.
@@ -48,6 +50,7 @@ class Judgement:
     audit: AuditResult | None
     unaudited: str
     gate: GateConfig
+    gate_source: str
     skipped: list[str]
     config: dict[str, Any]
     versions: dict[str, str]
@@ -67,18 +70,20 @@ class Judgement:
         config: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
         corpus_sha256: str | None = None,
+        gate_source: str = "",
     ) -> Self:
         """Fits and judges records of one cell, wherever they were recorded.
 
         Raises:
             ValueError: see :func:`coordcheck.records.schema.check_records`, or if there are several cells.
         """
-        check_records(records)
+        records = check_records(records)
         names = cell_columns(records)
         cells = records[names].drop_duplicates()
         if names and len(cells) > 1:
             raise ValueError(
-                f"a check judges one cell; these records hold {len(cells)}: {cells.to_dict('records')}. "
+                f"a check judges one cell; these records hold {len(cells)}: "
+                f"{printable(cells.head(5).to_dict('records'), 400)}. "
                 f"For example records.groupby({list(cells.columns)}), one directory each."
             )
         if repeated := repeated_seeds(records):
@@ -108,6 +113,7 @@ class Judgement:
             audit=audit,
             unaudited=unaudited,
             gate=gate,
+            gate_source=gate_source,
             skipped=list(skipped),
             config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
             versions=dict(versions or {}),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from coordcheck.records.files import RECORDED, RECORDS, write_atomically
-from coordcheck.records.schema import CLASSES
+from coordcheck.records.read import read_parquet
+from coordcheck.records.schema import CLASSES, check_records
 
 
 def save_run(records: pd.DataFrame, directory: str | Path) -> Path:
@@ -38,19 +39,28 @@ def read_records(directory: str | Path) -> pd.DataFrame:
     """The records of a check, or of all runs that recorders saved in a directory.
 
     Raises:
-        ValueError: if there are none, or a file is no frame.
+        ValueError: if there are none, or a file does not hold records; it names the file, the place and the rule.
     """
     directory = Path(directory)
-    saved = sorted((directory / RECORDED).glob("*.parquet"))
+    # a hidden one is another process's that is not finished, or that a kill left
+    saved = sorted(path for path in (directory / RECORDED).glob("*.parquet") if not path.name.startswith("."))
     if saved:
-        return merge([_read(path) for path in saved])
-    if not (directory / RECORDS).is_file():
+        return merge([_checked(path) for path in saved])
+    if not (directory / RECORDS).exists():
         raise ValueError(
             f"{directory} holds no {RECORDS}; a check's directory does. For example "
             f"coordcheck-report checks/gpt-mup-untied-zero-adam, or recorder.save('dir') in your own loop and then "
             f"coordcheck-report dir."
         )
-    return _read(directory / RECORDS)
+    return _checked(directory / RECORDS)
+
+
+def _checked(path: Path) -> pd.DataFrame:
+    records = read_parquet(path)
+    try:
+        return check_records(records)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -66,8 +76,8 @@ def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     keys = ["width", "seed", "step", "module", "kind"]
     if repeated := records[records.duplicated(keys)][["width", "seed"]].drop_duplicates().to_numpy().tolist():
         raise ValueError(
-            f"each run may be there once; these are there twice, as width and seed: {repeated}. For example give each "
-            f"process a seed of its own."
+            f"each run may be there once; these are there twice, as width and seed: {repeated[:5]}. For example give "
+            f"each process a seed of its own."
         )
     classes = {frame.attrs.get(CLASSES) for frame in frames}
     if len(classes) == 1 and None not in classes:
@@ -83,10 +93,3 @@ def find_checks(directories: Sequence[Path]) -> list[Path]:
         saved = {path.parent for path in directory.rglob(RECORDED)}
         found |= dict.fromkeys(sorted(files | saved) or [directory])
     return list(found)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no parquet file that can be read ({error}). Record it anew.") from error

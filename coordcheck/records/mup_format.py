@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.read import numbers, read_csv, read_parquet
+from coordcheck.records.schema import LOSS, ROOT, check_records
 
 REQUIRED = ["width", "module", "t", "l1"]
+ANEW = "mup.coord_check.get_coord_data(...).to_csv('coords.csv')."
 
 
 def read_mup(path: Path) -> pd.DataFrame:
@@ -22,36 +24,38 @@ def read_mup(path: Path) -> pd.DataFrame:
         NaN, but for roles: the modules whose output is the model's are "readout", all others "hidden".
 
     Raises:
-        ValueError: if the file is missing or lacks a column.
+        ValueError: if the file is missing, lacks a column or holds what its columns cannot.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file. For example coordcheck-report --format mup coords.csv.")
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+    frame = read_parquet(path, ANEW) if path.suffix == ".parquet" else read_csv(path, ANEW)
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing or not len(frame):
         raise ValueError(
             f"a frame in mup's format has rows with the columns {REQUIRED}; {path} has {len(frame)} rows and lacks "
-            f"{missing}. For example mup.coord_check.get_coord_data(...).to_csv('coords.csv')."
+            f"{missing}. For example {ANEW}"
         )
-    l1 = pd.to_numeric(frame["l1"], errors="coerce")
-    modules = frame["module"].fillna("").replace("", ROOT)
+    l1 = numbers(frame, "l1", path, ANEW)
+    modules = frame["module"].astype("str").fillna("").replace("", ROOT)
     readouts = _modules_with_the_models_output(frame.assign(module=modules, l1=l1))
-    return pd.DataFrame(
+    records = pd.DataFrame(
         {
-            "width": frame["width"].astype(int),
+            "width": numbers(frame, "width", path, ANEW),
             "seed": frame.groupby(["width", "module", "t"], dropna=False).cumcount(),
-            "step": frame["t"].astype(int) - 1,
+            "step": numbers(frame, "t", path, ANEW) - 1,
             "module": modules,
             "order": modules.map({name: i for i, name in enumerate(dict.fromkeys(modules))}),
             "role": modules.isin(readouts).map({True: "readout", False: "hidden"}).astype("string"),
             "kind": "activation",
             "l1": l1,
-            "rms": pd.to_numeric(frame["l2"], errors="coerce") if "l2" in frame else np.nan,
+            "rms": numbers(frame, "l2", path, ANEW) if "l2" in frame else np.nan,
             "max": np.nan,
             "nonfinite": (~np.isfinite(l1)).astype(int),
             "count": np.nan,
         }
     )
+    try:
+        return check_records(records)
+    except ValueError as error:
+        raise ValueError(f"{path}, where step is t - 1: {error}") from error
 
 
 def _modules_with_the_models_output(frame: pd.DataFrame) -> set[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coordcheck.records.names import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,6 +37,15 @@ RECORD_COLUMNS = (
     "count",
 )
 
+RUN_AND_CURVE = ["width", "seed", "step", "module", "kind"]  # what a record is of
+LEAST = {"width": 1, "seed": -np.inf, "step": 0, "order": 0}  # whole numbers, from where on
+# columns that slopes and tables add beside those of the cell, which may not have their names
+DERIVED = frozenset(
+    {"slope", "ci_low", "ci_high", "n_widths", "n_seeds", "n_zero", "n_nonfinite", "n_runs", "slope_std", "curvature"}
+    | {"expected_low", "expected_high", "verdict", "source", "excess", "rank", "bend", "log", "size", "zero", "bad"}
+    | {"fewest", "most", "beyond", "low", "middle", "high", "index"}
+)
+
 
 def cell_columns(frame: "pd.DataFrame") -> list[str]:
     """The columns of `frame`, records or slopes, that say which cell: all that stand before the known ones."""
@@ -42,29 +53,105 @@ def cell_columns(frame: "pd.DataFrame") -> list[str]:
     return [name for name in frame.columns[: next(i for i, c in enumerate(frame.columns) if c in known)]]
 
 
-def check_records(records: "pd.DataFrame") -> None:
+def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
     """Makes sure that a frame which anybody may have written can be judged.
 
+    Returns:
+        The records, whole numbers as such.
+
     Raises:
-        ValueError: if there are no records, a column is missing or unknown, or a kind is unknown.
+        ValueError: if there are no records, a column is missing or unknown, a value is not what its column holds, or a
+            curve has two rows for one run.
     """
     if not len(records):
         raise ValueError("there are no records to judge. For example record one step: recorder.step().")
     missing = [name for name in RECORD_COLUMNS if name not in records.columns]
     cell = [] if missing else cell_columns(records)
     strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *cell)]
-    if missing or strange:
+    taken = [name for name in cell if name in DERIVED or not isinstance(name, str)]
+    problems = {"these lack": missing, "among or after them stand": strange, "of another meaning are": taken}
+    problems["twice stand"] = [name for name in records.columns[records.columns.duplicated()]]
+    if any(problems.values()):
+        said = "; ".join(f"{what} {printable(names, 200)}" for what, names in problems.items() if names)
         raise ValueError(
-            f"records have the columns {list(RECORD_COLUMNS)}, after any that say which cell; these lack {missing} and "
-            f"{strange} stand among or after them. For example "
+            f"records have the columns {list(RECORD_COLUMNS)}, after any that say which cell; {said}. For example "
             f"records[['cell', *coordcheck.records.schema.RECORD_COLUMNS]]."
+        )
+    typed = records.assign(**{name: _whole(records, name, least) for name, least in LEAST.items()})
+    for name in ("l1", "rms", "max", "nonfinite", "count"):
+        typed[name] = _size(records, name)
+    for name in ("module", "kind", "role"):
+        _check_words(records, name, optional=name == "role")
+    typed["role"] = records["role"].astype("string")
+    for name in cell:
+        _refuse_rows(
+            records, name, records[name].isna() | records[name].map(_is_list).astype(bool), "a word or a number"
         )
     unknown = sorted(set(records["kind"]) - set(KINDS))
     if unknown:
         raise ValueError(
-            f"the kind of a record is one of {list(KINDS)}; got {unknown}. "
+            f"the kind of a record is one of {list(KINDS)}; got {printable(unknown, 200)}. "
             f"For example records[records['kind'] == 'activation']."
         )
+    repeated = typed.duplicated([*cell, *RUN_AND_CURVE])
+    if repeated.any():
+        first = ", ".join(f"{name} {records[name][repeated].iloc[0]}" for name in RUN_AND_CURVE)
+        raise ValueError(
+            f"each run has one record of a module, kind and step; {int(repeated.sum())} rows are there again, the "
+            f"first: {printable(first, 200)}. For example records.drop_duplicates({RUN_AND_CURVE})."
+        )
+    return typed
+
+
+def _refuse_rows(records: "pd.DataFrame", name: str, wrong: "pd.Series", rule: str) -> None:
+    """Says which row breaks the rule of its column."""
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.to_numpy(dtype=bool))[0])
+        value = records[name].iloc[row]
+        said = value.item() if isinstance(value, np.generic) else value
+        raise ValueError(
+            f"records hold {rule} in column {printable(name, 80)!r}; row {row} has "
+            f"{printable(repr(said), 80)}. For example records.drop(index={row})."
+        )
+
+
+def _is_list(value: object) -> bool:
+    return not isinstance(value, str | bool | int | float | np.generic)
+
+
+def _numeric(records: "pd.DataFrame", name: str, rule: str) -> "pd.Series":
+    """A column of numbers as floats; one in which nothing stands is unknown throughout."""
+    column = records[name]
+    if column.dtype.kind not in "iuf" and not column.isna().all():
+        _refuse_rows(records, name, column.notna(), rule)
+    return column.astype("float64")
+
+
+def _whole(records: "pd.DataFrame", name: str, least: float) -> "pd.Series":
+    """A column of whole numbers."""
+    rule = "a whole number" if least == -np.inf else f"a whole number from {least:.0f} on"
+    if records[name].dtype.kind == "i":
+        _refuse_rows(records, name, records[name] < least, rule)
+        return records[name].astype("int64")
+    found = _numeric(records, name, rule)
+    whole = np.isfinite(found) & (found == np.floor(found)) & (found.abs() <= 2**53) & (found >= least)
+    _refuse_rows(records, name, ~whole, rule)
+    return found.astype("int64")
+
+
+def _size(records: "pd.DataFrame", name: str) -> "pd.Series":
+    """A column of sizes or counts; infinity is what a run that diverged has, NaN what nobody knew."""
+    rule = "a number that is not negative" + (", or NaN" if name != "nonfinite" else "")
+    found = _numeric(records, name, rule)
+    _refuse_rows(records, name, (found < 0) | (found.isna() & (name == "nonfinite")), rule)
+    return records[name] if records[name].dtype.kind in "iuf" else found
+
+
+def _check_words(records: "pd.DataFrame", name: str, optional: bool) -> None:
+    column = records[name]
+    text = str(column.dtype) in ("str", "string")
+    right = column.notna() if text else column.map(lambda value: isinstance(value, str)).astype(bool)
+    _refuse_rows(records, name, ~(right | (column.isna() & optional)), "text" + (", or nothing" if optional else ""))
 
 
 def curve_columns(frame: "pd.DataFrame") -> list[str]:

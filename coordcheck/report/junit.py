@@ -7,10 +7,13 @@ import pandas as pd
 
 from coordcheck.judge.ruling import Ruling
 from coordcheck.records.files import write_atomically
+from coordcheck.records.names import printable
+
+NAME = 400  # characters of a test's name
 
 
 def write_junit(ruling: Ruling, path: Path) -> None:
-    """Writes a test case for each curve, an undecided one skipped."""
+    """Writes a test case for each curve, an undecided one skipped; names become printable, for XML takes no others."""
     counts = pd.Series([case.outcome for case in ruling.cases]).value_counts()
     suite = ElementTree.Element(
         "testsuite",
@@ -21,10 +24,12 @@ def write_junit(ruling: Ruling, path: Path) -> None:
         errors="0",
     )
     for case in ruling.cases:
-        element = ElementTree.SubElement(suite, "testcase", classname=f"coordcheck.{case.kind}", name=case.name)
+        element = ElementTree.SubElement(
+            suite, "testcase", classname=f"coordcheck.{case.kind}", name=printable(case.name, NAME)
+        )
         if case.outcome != "pass":
             tag = "failure" if case.outcome == "fail" else "skipped"
-            ElementTree.SubElement(element, tag, message=case.message)
+            ElementTree.SubElement(element, tag, message=printable(case.message))
     ElementTree.indent(suite)
     tree = ElementTree.ElementTree(suite)
     write_atomically(path, lambda temporary: tree.write(temporary, encoding="utf-8", xml_declaration=True))

@@ -1,30 +1,43 @@
 """``report.md``, ``audit.md`` and what a pull request or a job's summary shows."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import pandas as pd
 
+from coordcheck.config.load import default_gate, flatten
 from coordcheck.config.schema import PARAMETERS
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.ruling import Ruling
 from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TEXT, REPORT_PICTURE
-from coordcheck.report.tables import audit_rows, audit_sentences, changed_curves, markdown_table, worst_curves
+from coordcheck.report.tables import (
+    audit_rows,
+    audit_sentences,
+    changed_curves,
+    in_markdown,
+    markdown_table,
+    worst_curves,
+)
+
+MOST_ROWS = 200  # that a pull request or a job's summary shows; GitHub takes a mebibyte
 
 
 def check_markdown(check: Judgement) -> str:
     """The content of ``report.md``."""
-    initial_loss = InitialLoss.of(check.records)
+    initial_loss, gate = InitialLoss.of(check.records), gate_sentence(check)
+    findings = [f"- **{finding.fault or 'undecided'}** {in_markdown(finding)}" for finding in check.findings]
     lines = [
-        f"# {check.verdict.upper()}: {check.cell()}",
+        f"# {check.verdict.upper()}: {in_markdown(check.cell())}",
         "",
-        check.sentence(),
+        in_markdown(check.sentence()),
         "",
-        str(check.control),
-        *(["", str(initial_loss)] if initial_loss else []),
+        in_markdown(check.control),
+        *(["", in_markdown(gate)] if gate else []),
+        *(["", in_markdown(initial_loss)] if initial_loss else []),
         *parameters_section(check.config.get(PARAMETERS, {})),
-        *(["", *check.skipped] if check.skipped else []),
+        *(["", *map(in_markdown, check.skipped)] if check.skipped else []),
         "",
         f"![curves and slopes]({REPORT_PICTURE})",
         "",
@@ -34,17 +47,29 @@ def check_markdown(check: Judgement) -> str:
         "",
         "## Findings",
         "",
-        *([f"- **{finding.fault or 'undecided'}** {finding}" for finding in check.findings] or ["None."]),
+        *(findings or ["None."]),
         "",
         *([] if check.audit is None else audit_section(check.audit)),
         *sources_section(check.slopes["source"], "curves"),
-        *([unaudited(check), ""] if check.unaudited else []),
+        *([in_markdown(unaudited(check)), ""] if check.unaudited else []),
         "## Made with",
         "",
-        ", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions",
-        *(["", f"Corpus sha256 {check.corpus_sha256}"] if check.corpus_sha256 else []),
+        in_markdown(", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions"),
+        *(["", f"Corpus sha256 {in_markdown(check.corpus_sha256)}"] if check.corpus_sha256 else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def gate_sentence(check: Judgement) -> str:
+    """Where the gate is not the default one, in what, and who says so; empty where it is."""
+    default = flatten(dataclasses.asdict(default_gate()), without={"expect"})
+    own = flatten(dataclasses.asdict(check.gate), without={"expect"})
+    names = [name for name in {**default, **own} if own.get(name) != default.get(name)]
+    if not names:
+        return ""
+    said = ", ".join(f"{name}={own.get(name)} (default {default.get(name)})" for name in names)
+    source = f"Gate and control are those of {check.gate_source}. " if check.gate_source else ""
+    return f"{source}The gate is not the default one: {said}."
 
 
 def parameters_section(counts: Mapping[str, int]) -> list[str]:
@@ -54,12 +79,12 @@ def parameters_section(counts: Mapping[str, int]) -> list[str]:
     ['', 'Parameters: 0.904 M (width 64) to 42 M (width 1024).']
     """
     sizes = " to ".join(f"{count / 1e6:.3g} M (width {width})" for width, count in counts.items())
-    return ["", f"Parameters: {sizes}."] if sizes else []
+    return ["", in_markdown(f"Parameters: {sizes}.")] if sizes else []
 
 
 def audit_section(audit: AuditResult) -> list[str]:
     """Lines on the audit for the report of a check."""
-    said = [f"- {sentence}" for sentence in audit_sentences(audit)]
+    said = [f"- {in_markdown(sentence)}" for sentence in audit_sentences(audit)]
     return [
         "## Audit",
         "",
@@ -95,15 +120,15 @@ def audit_markdown(audit: AuditResult) -> str:
         "",
         "## Findings",
         "",
-        *([f"- {sentence}" for sentence in audit_sentences(audit)] or ["None."]),
+        *([f"- {in_markdown(sentence)}" for sentence in audit_sentences(audit)] or ["None."]),
         "",
         f"## Parameters: exponents over widths {', '.join(map(str, audit.widths))}",
         "",
         markdown_table(audit_rows(audit)),
         "",
         *(
-            f"{row.parameter} fits only with a forward multiplier width^{row.assumed_multiplier_exponent:+.1f}, which "
-            f"an audit cannot see. Its forms: {row.forms}.\n"
+            f"{in_markdown(row.parameter)} fits only with a forward multiplier "
+            f"width^{row.assumed_multiplier_exponent:+.1f}, which an audit cannot see. Its forms: {row.forms}.\n"
             for row in assumed.itertuples()
         ),
         "## Who wrote each parameter, and what it was then",
@@ -122,5 +147,18 @@ def ruling_markdown(ruling: Ruling) -> str:
         table = worst_curves(check, int((check.slopes["verdict"] != "pass").sum()))
     else:
         table = changed_curves(ruling.changes)
-    lines = [f"## coordcheck: {ruling.verdict.upper()}", "", check.cell(), "", ruling.sentence, ""]
-    return "\n".join(lines) + (markdown_table(table) + "\n" if len(table) else "")
+    lines = [
+        f"## coordcheck: {ruling.verdict.upper()}",
+        "",
+        in_markdown(check.cell()),
+        "",
+        in_markdown(ruling.sentence),
+        "",
+    ]
+    if gate := gate_sentence(check):
+        lines += [in_markdown(gate), ""]
+    if len(table):
+        lines += [markdown_table(table.head(MOST_ROWS))]
+    if len(table) > MOST_ROWS:
+        lines += ["", f"{len(table) - MOST_ROWS} more are not shown."]
+    return "\n".join(lines) + ("\n" if len(table) else "")

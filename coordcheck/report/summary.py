@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from coordcheck.config.load import flatten
 from coordcheck.config.schema import BOOKKEEPING
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import FAILURES
-from coordcheck.records.files import write_atomically
-from coordcheck.report.console import STYLES
+from coordcheck.records.files import write_atomically, write_text
+from coordcheck.report.console import STYLES, cell_text, say
 from coordcheck.report.figures.style import save_figure
 from coordcheck.report.figures.summary import summary_figure
 from coordcheck.report.tables import markdown_table
@@ -78,14 +77,14 @@ def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Consol
     for name in frame.columns:
         table.add_column(name)
     for cell, said, *rest in frame.to_numpy().tolist():
-        table.add_row(escape(cell), f"[{STYLES[said]}]{said}[/]", *map(escape, rest))
+        table.add_row(cell_text(cell), f"[{STYLES[said]}]{said}[/]", *map(cell_text, rest))
     console.print(table)
     files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md")]
     figure = summary_figure({labels[path]: check for path, check in checks.items()}, arrange(list(keyed.values())))
     save_figure(figure, files[0], {labels[path]: check.config for path, check in checks.items()})
     write_atomically(files[1], lambda path: frame.to_csv(path, index=False))
-    write_atomically(files[2], lambda path: path.write_text(markdown_table(frame) + "\n"))
-    console.print("Summary: " + "  ".join(map(str, files)), markup=False)
+    write_text(files[2], markdown_table(frame) + "\n")
+    say(console, "Summary: " + "  ".join(map(str, files)))
     return files
 
 

@@ -1,6 +1,7 @@
 """Verdicts as tables of text."""
 
 import math
+import re
 
 import pandas as pd
 
@@ -9,8 +10,10 @@ from coordcheck.judge.finding import format_range
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.ruling import describe_change
 from coordcheck.judge.verdict import worst_first
+from coordcheck.records.names import LONGEST, printable
 
 WORST = 10
+LONGEST_CELL = 400  # characters
 
 
 def worst_curves(check: Judgement, most: int = WORST) -> pd.DataFrame:
@@ -75,10 +78,24 @@ def audit_sentences(audit: AuditResult) -> list[str]:
     ]
 
 
+def in_markdown(text: object, most: int = LONGEST) -> str:
+    r"""Text of others in a line or a cell of Markdown: it shows as it is and begins or ends nothing.
+
+    >>> in_markdown("a|b <script> `x` $y$")
+    'a\\|b &lt;script> \\`x\\` \\$y\\$'
+    """
+    said = re.sub(r"([\\|`$~])", r"\\\1", printable(text, most).replace("&", "&amp;").replace("<", "&lt;"))
+    said = re.sub(r"\*(?=\S)|(?<=\S)\*|(?<![^\W_])_|_(?![^\W_])|(?<=\])(?=\()", r"\\\g<0>", said)  # emphasis, and links
+    return re.sub(r"^(?=[#>=]|[-+] )", r"\\", said)
+
+
 def markdown_table(frame: pd.DataFrame) -> str:
     """A frame of strings as a Markdown table."""
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows)
+    rows = [
+        [in_markdown(value, LONGEST_CELL) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]
+    ]
+    rows.insert(1, ["---"] * len(frame.columns))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def changed_curves(changes: pd.DataFrame) -> pd.DataFrame:

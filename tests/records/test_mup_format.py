@@ -89,5 +89,5 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "other.csv").write_text("width,layer\n64,fc\n")
     with pytest.raises(ValueError, match=r"rows with the columns.*lacks \['module', 't', 'l1'\]"):
         read_mup(tmp_path / "other.csv")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match=r"missing.csv cannot be read \(No such file"):
         read_mup(tmp_path / "missing.csv")

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_of, tiny_cell
+from conftest import plan_of, power, synthetic, tiny_cell
 
 from coordcheck import check as checks
 from coordcheck.records.files import write_atomically
@@ -116,7 +116,7 @@ def test_an_interrupted_check_keeps_its_finished_runs_and_goes_on_from_there(tmp
 
 
 def test_stored_runs_are_keyed_by_what_determines_their_numbers(tmp_path):
-    frame = pd.DataFrame({"l1": [1.0]})
+    frame = synthetic({("fc", "activation", 0): power(0.0)}, widths=(64,), seeds=1)
     RunStore(tmp_path, {"lr": 0.1}).put(64, 0, frame)
     assert RunStore(tmp_path, {"lr": 0.1}).get(64, 0) is not None
     assert RunStore(tmp_path, {"lr": 0.2}).get(64, 0) is None

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
-from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS
+from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, plain
 
 
 def audit_figure(audit: AuditResult) -> Figure:
@@ -29,7 +29,7 @@ def audit_figure(audit: AuditResult) -> Figure:
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=SMALL + 1)
     names = [" = ".join(filter(None, pair)) for pair in rows[["parameter", "tied_to"]].to_numpy()]
     labels = [
-        f"{'' if said == 'pass' else f'{said}: '}{name} ({role})"
+        f"{'' if said == 'pass' else f'{said}: '}{plain(name)} ({role})"
         for name, role, said in zip(names, rows["role"], rows["verdict"], strict=True)
     ]
     panels[0].set_yticks(range(len(rows)), labels, fontsize=SMALL)

@@ -15,11 +15,12 @@ from coordcheck.judge.finding import Finding
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import FAILURES
 from coordcheck.report.figures.curves import draw_legend, draw_lines, label_worst, make_headroom
-from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth_colours
+from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth_colours, plain
 
 ORIGIN = "►"
 MEANINGS = f"▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive   {ORIGIN} a fault starts here"
 MAX_PANELS = 4
+LONGEST_TITLE = 250  # characters
 MAX_DEVIATION = 1.0
 
 
@@ -39,7 +40,7 @@ def report_figure(check: Judgement) -> Figure:
 def draw_title(figure: Figure, check: Judgement) -> None:
     """The verdict, and what was checked."""
     figure.suptitle(
-        f"{check.verdict.upper()}   {check.cell()}",
+        f"{check.verdict.upper()}   {plain(check.cell(), LONGEST_TITLE)}",
         fontsize=14,
         fontweight="bold",
         color=VERDICT_COLOURS[check.verdict],
@@ -98,7 +99,8 @@ def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]
         draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=True)
     ]
     starts = {finding.module for finding in origins}
-    panels[0].set_yticks(range(len(modules)), [f"{ORIGIN} {m}" if m in starts else m for m in modules], fontsize=SMALL)
+    names = [f"{ORIGIN} {plain(m)}" if m in starts else plain(m) for m in modules]
+    panels[0].set_yticks(range(len(modules)), names, fontsize=SMALL)
     for tick, module in zip(panels[0].get_yticklabels(), modules, strict=True):
         if module in starts:
             tick.set(color=VERDICT_COLOURS["fail"], fontweight="bold")

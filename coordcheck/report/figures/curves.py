@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from coordcheck.judge.verdict import FAILURES, worst_first
 from coordcheck.records.schema import sizes
-from coordcheck.report.figures.style import MARKS, SMALL
+from coordcheck.report.figures.style import MARKS, SMALL, plain
 
 LABELLED = 3
 HUGE = 1e100
@@ -65,7 +65,7 @@ def label_worst(axes: Axes, slopes: pd.DataFrame, ends: Mapping[str, float]) -> 
     at_fault = ranked[ranked["verdict"].isin(FAILURES)].drop_duplicates("slope").head(LABELLED)
     chosen = at_fault if len(at_fault) else ranked.head(1)
     labels = {
-        ends[row["module"]]: f"{MARKS[row['verdict']]} {row['module']} {row['slope']:+.2f}".strip()
+        ends[row["module"]]: f"{MARKS[row['verdict']]} {plain(row['module'])} {row['slope']:+.2f}".strip()
         for _, row in chosen.iterrows()
     }
     axes.text(
@@ -94,7 +94,9 @@ def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]]) -> None:
     modules = list(colours)
     picked = [modules[i] for i in np.unique(np.linspace(0, len(modules) - 1, 6).round().astype(int))]
     for module in picked:
-        axes.plot([], [], color=colours[module], marker="o", markersize=3, label=module)
+        axes.plot(
+            [], [], color=colours[module], marker="o", markersize=3, label=f" {plain(module)}".strip() or "(no name)"
+        )
     axes.legend(loc="center left", fontsize=SMALL + 1, frameon=False, title="one line per module,\ncoloured by depth:")
     axes.text(
         0.02,

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from coordcheck.judge.finding import Finding
 from coordcheck.judge.judgement import Judgement
 from coordcheck.report.figures.curves import draw_lines, make_headroom
-from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, depth_colours
+from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, depth_colours, plain
+
+LONGEST = 400  # characters of a label
 
 
 def summary_figure(checks: Mapping[str, Judgement], grid: Sequence[Sequence[str | None]]) -> Figure:
@@ -56,7 +58,7 @@ def draw_summary_panel(axes: Axes, label: str, check: Judgement) -> None:
     if fault is not None:
         mark_fault(axes, fault, lines)
     label_extremes(axes, slopes)
-    title = f"{textwrap.fill(label, 42)}\n{check.verdict.upper()}, step {step}"
+    title = f"{textwrap.fill(plain(label, LONGEST), 42)}\n{check.verdict.upper()}, step {step}"
     axes.set_title(title, fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold")
 
 
@@ -68,7 +70,7 @@ def mark_fault(axes: Axes, fault: Finding, lines: Mapping[str, pd.DataFrame]) ->
     axes.text(
         0.03,
         0.97,
-        f"fault starts at {fault.parameter or fault.module}\n{fault.fault}: {fault.shown_by}",
+        f"fault starts at {plain(fault.parameter or fault.module)}\n{fault.fault}: {fault.shown_by}",
         transform=axes.transAxes,
         va="top",
         fontsize=SMALL + 1,
@@ -84,7 +86,9 @@ def label_extremes(axes: Axes, slopes: pd.DataFrame) -> None:
         return
     ends = {"highest": known.iloc[int(known["slope"].argmax())], "lowest": known.iloc[int(known["slope"].argmin())]}
     axes.annotate(
-        "\n".join(f"{end} slope: {row['module']} {row['slope']:+.2f}, {row['verdict']}" for end, row in ends.items()),
+        "\n".join(
+            f"{end} slope: {plain(row['module'])} {row['slope']:+.2f}, {row['verdict']}" for end, row in ends.items()
+        ),
         (0.03, 0.97),
         xycoords="axes fraction",
         xytext=(0, -26),

@@ -1,0 +1,30 @@
+"""Names are data: whatever a module, a file or a message is called, it is printed on one line and ends nothing.
+
+Torch takes any string for a module's name, and a stored frame holds whatever somebody wrote.
+"""
+
+LONGEST = 4000  # characters of a sentence that are shown
+LONGEST_NAME = 160  # of a name in a table or a picture
+
+
+def printable(text: object, most: int = LONGEST) -> str:
+    r"""`text` on one line: what does not print is shown as an escape, and what is too long loses its middle.
+
+    >>> printable("red\x1b[31m\nhead")
+    'red\\x1b[31m\\nhead'
+    >>> printable("a" * 50, most=9)
+    'aaaa…aaaa'
+    """
+    said = str(text)
+    if len(said) > most:
+        end = (most - 1) // 2
+        said = f"{said[: most - 1 - end]}…{said[len(said) - end :]}"
+    if said.isprintable():
+        return said
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)
+
+
+def one_line(error: object) -> str:
+    """A message as one printable line, whatever it quotes."""
+    said = str(error)
+    return printable(" ".join(said[: 4 * LONGEST].split()) if len(said) <= 4 * LONGEST else said)
