@@ -144,7 +144,7 @@ def check_seeds(seeds: Any) -> list[int]:
     """
     if is_whole(seeds):
         return list(range(whole("seeds", seeds, 5, at_most=MOST_SEEDS)))
-    rule = f"is a whole number, how many, or a list of at most {MOST_SEEDS} distinct ones from 0 to 2^63 - 1"
+    rule = f"is a whole number, how many, or a list of at most {MOST_SEEDS} distinct whole numbers from 0 to 2^63 - 1"
     found = whole_numbers("seeds", seeds, rule, "seeds=5")
     if len(set(found)) < max(1, len(found)) or min(found) < 0:
         raise ValueError(f"`seeds` {rule}; got {shown(found)}. For example seeds=5.")
