@@ -52,6 +52,12 @@ def test_the_report_reads_what_recorders_saved_and_what_is_added_later(saved, tm
     assert CoordCheck.load(directory).records["seed"].nunique() == 3
 
 
+def test_what_another_process_has_not_finished_is_left_out(saved):
+    directory, frames = saved
+    (directory / "recorded" / ".coordcheck-0123.parquet").write_bytes(b"PAR1 half")
+    assert len(read_records(directory)) == sum(map(len, frames))
+
+
 def test_a_run_recorded_again_takes_the_place_of_the_first(saved):
     directory, _ = saved
     trained(16, 0, directory)
