@@ -5,11 +5,13 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib.metadata import version
+from io import BytesIO
 from numbers import Integral
 from pathlib import Path
 from platform import python_version
@@ -34,6 +36,7 @@ from coordcheck.records.files import (
     VERDICT,
     write_atomically,
 )
+from coordcheck.records.lock import locked
 from coordcheck.records.merge import read_records
 from coordcheck.records.mup_format import to_mup
 from coordcheck.records.store import RunStore
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from coordcheck.run.train import RunPlan
 
 CONTROL_SEEDS = 3
+PATIENCE = 60.0  # seconds to wait for another process that saves to the same directory
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
@@ -67,14 +71,19 @@ class Audit(AuditResult):
 
         save_figure(audit_figure(self), Path(path), {"widths": self.widths, "expect": self.expect})
 
+    def table(self) -> bytes:
+        """The content of ``audit.csv``."""
+        return self.parameters.to_csv(index=False).encode()
+
     def save(self, directory: str | Path) -> None:
         """Writes ``audit.csv audit.md audit.png``, each atomically."""
         from coordcheck.report.markdown import audit_markdown
 
         directory = Path(directory)
-        write_atomically(directory / AUDIT_TABLE, lambda path: self.parameters.to_csv(path, index=False))
-        write_atomically(directory / AUDIT_TEXT, lambda path: path.write_text(audit_markdown(self)))
-        self.plot(directory / AUDIT_PICTURE)
+        with locked(directory, PATIENCE):
+            write_atomically(directory / AUDIT_TABLE, lambda path: path.write_bytes(self.table()))
+            write_atomically(directory / AUDIT_TEXT, lambda path: path.write_text(audit_markdown(self)))
+            self.plot(directory / AUDIT_PICTURE)
 
 
 class CoordCheck(Judgement):
@@ -105,13 +114,14 @@ class CoordCheck(Judgement):
         from coordcheck.report.markdown import check_markdown
 
         directory = Path(directory)
-        write_atomically(directory / RECORDS, self.records.to_parquet)
-        write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
-        write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
-        self.plot(directory / REPORT_PICTURE)
-        write_atomically(directory / REPORT_TEXT, lambda path: path.write_text(check_markdown(self)))
-        if self.audit is not None:
-            self.audit.save(directory)
+        with locked(directory, PATIENCE):
+            write_atomically(directory / RECORDS, self.records.to_parquet)
+            write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
+            write_atomically(directory / VERDICT, lambda path: path.write_text(self.to_json()))
+            self.plot(directory / REPORT_PICTURE)
+            write_atomically(directory / REPORT_TEXT, lambda path: path.write_text(check_markdown(self)))
+            if self.audit is not None:
+                self.audit.save(directory)
 
     def to_mup(self) -> pd.DataFrame:
         """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
@@ -124,7 +134,7 @@ class CoordCheck(Judgement):
             "sentence": self.sentence(),
             "findings": [finding.facts() for finding in self.findings],
             "control": dataclasses.asdict(self.control),
-            "audit": None if self.audit is None else self.audit.facts(),
+            "audit": None if self.audit is None else {**self.audit.facts(), "sha256": _sha256(self.audit.table())},
             "unaudited": self.unaudited,
             "skipped": self.skipped,
             "versions": self.versions,
@@ -463,11 +473,11 @@ def _read_verdict(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text())
         gate = gate_from(said["config"]["gate"])
-        audited = said["audit"] is not None and (path.parent / AUDIT_TABLE).is_file()
+        audit = None if said["audit"] is None else read_audit(path.parent / AUDIT_TABLE, said["audit"], gate)
         return {
             "gate": gate,
             "control": Control(**said["control"]),
-            "audit": read_audit(path.parent / AUDIT_TABLE, said["audit"], gate) if audited else None,
+            "audit": audit,
             "readout": said["config"].get("readout", {}).get("name"),
             **{name: said[name] for name in ("unaudited", "skipped", "config", "versions", "corpus_sha256")},
         }
@@ -479,12 +489,24 @@ def _read_verdict(path: Path) -> dict[str, Any]:
 
 
 def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
-    """A stored audit, judged anew."""
+    """A stored audit, judged anew.
+
+    Raises:
+        OSError: if the file is missing.
+        ValueError: if it is not the one that ``verdict.json`` beside it tells of, but for example a part of it.
+    """
+    content = path.read_bytes()
+    if said.get("sha256", _sha256(content)) != _sha256(content):  # what was stored before there was a hash has none
+        raise ValueError(f"{AUDIT_TABLE} is cut off or of another audit: its sha256 differs. Run the check anew")
     # a module named 0 is a word, and what is empty there is a word that is empty, not a number that is missing
     words = ["parameter", "module", "role", "tied_to", "update", "rules", "shape"]
-    table = pd.read_csv(path, dtype=dict.fromkeys(words, "str"))
+    table = pd.read_csv(BytesIO(content), dtype=dict.fromkeys(words, "str"))
     table[words] = table[words].fillna("")
     return Audit.from_parameters(table, list(said["widths"]), said["expect"], gate.tolerance.exponent)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _without_nan(value: Any) -> Any:

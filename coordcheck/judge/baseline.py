@@ -159,6 +159,24 @@ def _line(key: tuple[str, str, int], slopes: list[float] | str) -> dict[str, Any
     return line | {"slope": round(float(np.mean(slopes)), DIGITS), "interval": interval, "seeds": slopes}
 
 
+def refuse_failing(check: Judgement, accepted: bool, option: str) -> None:
+    """Makes sure that no failing check becomes the truth for those to come unless somebody accepted that.
+
+    Args:
+        check: What is about to be stored.
+        accepted: Whether `option` was given.
+        option: That accepts it, for the message.
+
+    Raises:
+        ValueError: if the check fails.
+    """
+    if check.verdict == "fail" and not accepted:
+        raise ValueError(
+            f"the baseline was not written, for later checks would be held against a failing one. {check.sentence()} "
+            f"Mend the model, or store it all the same with `{option}`."
+        )
+
+
 def refuse_another(baseline: Baseline, check: Judgement) -> None:
     """Makes sure that a baseline is of the same configuration and corpus as a check.
 

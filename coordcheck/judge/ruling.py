@@ -45,6 +45,11 @@ class Ruling:
     judgement: Judgement
     changes: pd.DataFrame | None = None
 
+    @property
+    def theory(self) -> str:
+        """What theory says where a baseline decided; empty where theory itself did."""
+        return "" if self.changes is None else f"Theory, without the baseline: {self.judgement.sentence()}"
+
 
 def rule_by_theory(check: Judgement) -> Ruling:
     """Holds a check against what theory expects, as its own verdict does."""

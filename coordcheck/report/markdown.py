@@ -123,4 +123,5 @@ def ruling_markdown(ruling: Ruling) -> str:
     else:
         table = changed_curves(ruling.changes)
     lines = [f"## coordcheck: {ruling.verdict.upper()}", "", check.cell(), "", ruling.sentence, ""]
+    lines += [ruling.theory, ""] if ruling.theory else []
     return "\n".join(lines) + (markdown_table(table) + "\n" if len(table) else "")
