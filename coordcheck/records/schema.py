@@ -46,7 +46,7 @@ def check_records(records: "pd.DataFrame") -> None:
     """Makes sure that a frame which anybody may have written can be judged.
 
     Raises:
-        ValueError: if there are no records, a column is missing or unknown, or a kind is unknown.
+        ValueError: if there are no records but the loss, a column is missing or unknown, or a kind is unknown.
     """
     if not len(records):
         raise ValueError("there are no records to judge. For example record one step: recorder.step().")
@@ -64,6 +64,20 @@ def check_records(records: "pd.DataFrame") -> None:
         raise ValueError(
             f"the kind of a record is one of {list(KINDS)}; got {unknown}. "
             f"For example records[records['kind'] == 'activation']."
+        )
+    refuse_the_loss_alone(records)
+
+
+def refuse_the_loss_alone(records: "pd.DataFrame") -> None:
+    """Makes sure that there is more to judge than the loss, of which nothing is expected.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    if (records["role"].fillna("") == LOSS).all():
+        raise ValueError(
+            "these records hold nothing but the loss, so there is no curve to judge. For example record all modules: "
+            "modules=['*']."
         )
 
 
