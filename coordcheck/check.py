@@ -37,6 +37,7 @@ from coordcheck.records.files import (
     write_atomically,
     write_text,
 )
+from coordcheck.records.lock import locked
 from coordcheck.records.merge import read_records
 from coordcheck.records.mup_format import to_mup
 from coordcheck.records.names import printable
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from coordcheck.run.train import RunPlan
 
 CONTROL_SEEDS = 3
+PATIENCE = 60.0  # seconds to wait for another process that saves to the same directory
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
@@ -72,14 +74,19 @@ class Audit(AuditResult):
 
         save_figure(audit_figure(self), Path(path), {"widths": self.widths, "expect": self.expect})
 
+    def table(self) -> bytes:
+        """The content of ``audit.csv``."""
+        return self.parameters.to_csv(index=False).encode()
+
     def save(self, directory: str | Path) -> None:
         """Writes ``audit.csv audit.md audit.png``, each atomically."""
         from coordcheck.report.markdown import audit_markdown
 
         directory = Path(directory)
-        write_text(directory / AUDIT_TABLE, _table_of(self))
-        write_text(directory / AUDIT_TEXT, audit_markdown(self))
-        self.plot(directory / AUDIT_PICTURE)
+        with locked(directory, PATIENCE):
+            write_text(directory / AUDIT_TABLE, _table_of(self))
+            write_text(directory / AUDIT_TEXT, audit_markdown(self))
+            self.plot(directory / AUDIT_PICTURE)
 
 
 class CoordCheck(Judgement):
@@ -109,13 +116,14 @@ class CoordCheck(Judgement):
         from coordcheck.report.markdown import check_markdown
 
         directory = Path(directory)
-        write_atomically(directory / RECORDS, self.records.to_parquet)
-        write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
-        write_text(directory / VERDICT, self.to_json())
-        self.plot(directory / REPORT_PICTURE)
-        write_text(directory / REPORT_TEXT, check_markdown(self))
-        if self.audit is not None:
-            self.audit.save(directory)
+        with locked(directory, PATIENCE):
+            write_atomically(directory / RECORDS, self.records.to_parquet)
+            write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
+            write_text(directory / VERDICT, self.to_json())
+            self.plot(directory / REPORT_PICTURE)
+            write_text(directory / REPORT_TEXT, check_markdown(self))
+            if self.audit is not None:
+                self.audit.save(directory)
 
     def to_mup(self) -> pd.DataFrame:
         """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
@@ -588,6 +596,10 @@ def _sha256_of(audit: Audit) -> str:
 def _table_of(audit: Audit) -> str:
     """The content of ``audit.csv``."""
     return audit.parameters.to_csv(index=False, lineterminator="\n")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _without_nan(value: Any) -> Any:

@@ -509,7 +509,7 @@ def test_a_model_that_cannot_be_audited_is_checked_all_the_same(tmp_path):
 
 def test_a_saved_check_loads_as_it_was(tmp_path, mup_check):
     mup_check.save(tmp_path)
-    files = {path.name for path in tmp_path.iterdir() if not path.name.startswith("audit")}
+    files = {path.name for path in tmp_path.iterdir() if not path.name.startswith(("audit", "."))}
     assert files == {"records.parquet", "report.md", "report.png", "slopes.csv", "verdict.json"}
     loaded = CoordCheck.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.slopes, mup_check.slopes)
@@ -555,6 +555,35 @@ def test_a_notebook_shows_the_verdict_and_no_markup_of_a_name(gate):
     check = CoordCheck.from_records(synthetic({("<b>fc", "activation", 0): power(0.5, 0.01)}), gate)
     assert "FAIL" in (html := check._repr_html_())
     assert "<b>fc" not in html and "&lt;b&gt;fc" in html
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited", "missing"])
+def test_an_audit_that_is_not_the_stored_one_is_refused(tmp_path, mup_check, damage):
+    mup_check.save(tmp_path)
+    path = tmp_path / "audit.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    if damage == "missing":
+        path.unlink()
+    else:
+        half = len(lines) // 2
+        path.write_text("".join(lines[:half] if damage == "cut" else [*lines[:half], *lines[half + 1 :], lines[half]]))
+    with pytest.raises(ValueError, match=r"verdict.json is not what a check wrote \(.*audit.csv"):
+        CoordCheck.load(tmp_path)
+
+
+def test_a_loaded_audit_is_stored_again_as_it_was(tmp_path, mup_check):
+    mup_check.save(tmp_path / "a")
+    CoordCheck.load(tmp_path / "a").save(tmp_path / "b")
+    for name in ("audit.csv", "verdict.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_check_stored_before_audits_had_a_hash_still_loads(tmp_path, mup_check):
+    mup_check.save(tmp_path)
+    content = json.loads((tmp_path / "verdict.json").read_text())
+    del content["audit"]["sha256"]
+    (tmp_path / "verdict.json").write_text(json.dumps(content))
+    assert CoordCheck.load(tmp_path).audit.facts() == mup_check.audit.facts()
 
 
 def test_slopes_and_audits_say_who_says_so(mup_check):

@@ -16,9 +16,7 @@ def main() -> None:
     )
     parser.add_argument("override", nargs="*", help="as for coordcheck, for example parametrization=sp")
     parser.add_argument("--all", action="store_true", help="show every parameter, not only those that do not pass")
-    parser.add_argument(
-        "--output", type=Path, help="where the files go; default: checks/NAME, below a check that is there: in audit/"
-    )
+    parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME/audit")
     end(_audit, parser)
 
 
@@ -26,15 +24,16 @@ def _audit(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
     from coordcheck.check import audit_cell
     from coordcheck.models.families import make_cell
-    from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT, VERDICT
+    from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT
+    from coordcheck.records.lock import locked
     from coordcheck.report.console import make_console, print_audit
 
     cell = make_cell(config)
-    result = audit_cell(cell, config.widths, config.gate)
-    directory: Path = arguments.output or Path("checks") / file_name(config.name)
-    if arguments.output is None and (directory / VERDICT).exists():
-        directory /= "audit"  # the check's own audit belongs to its verdict
-    result.save(directory)
+    # not beside a check's files, which hold an audit of their own
+    directory: Path = arguments.output or Path("checks") / file_name(config.name) / "audit"
+    with locked(directory):
+        result = audit_cell(cell, config.widths, config.gate)
+        result.save(directory)
     console = make_console()
     print_audit(result, console, arguments.all)
     console.print(f"Files in {directory}: {AUDIT_TEXT} {AUDIT_TABLE} {AUDIT_PICTURE}", markup=False)

@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="a check's directory")
     parser.add_argument("--baseline", type=Path, help="slopes stored earlier, JSON")
     parser.add_argument("--update", action="store_true", help="write the baseline instead of comparing with it")
+    parser.add_argument("--accept-failing", action="store_true", help="with --update: store a failing check too")
     parser.add_argument("--tolerance", type=float, help="smallest change of an exponent that matters (default 0.05)")
     parser.add_argument("--junit", type=Path, help="write JUnit's XML there")
     parser.add_argument("--markdown", type=Path, help="write Markdown there")
@@ -24,7 +25,7 @@ def main() -> None:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from coordcheck.judge.baseline import TOLERANCE, Baseline
+    from coordcheck.judge.baseline import TOLERANCE, Baseline, refuse_failing
     from coordcheck.judge.ruling import rule_by_baseline, rule_by_theory
     from coordcheck.records.files import write_text
     from coordcheck.report.console import make_console
@@ -35,13 +36,19 @@ def _gate(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "`--update` and `--tolerance` need `--baseline`. For example coordcheck-gate DIR --baseline slopes.json."
         )
+    if arguments.accept_failing and not arguments.update:
+        raise ValueError(
+            "`--accept-failing` says which baseline is written, so it needs `--update`. For example "
+            "coordcheck-gate DIR --baseline slopes.json --update --accept-failing."
+        )
     tolerance = TOLERANCE if arguments.tolerance is None else arguments.tolerance
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"`--tolerance` is a finite number, zero or more; got {tolerance}. For example 0.05.")
     check = load_check(arguments.directory, arguments.format, arguments.expect)
     if arguments.update:
+        refuse_failing(check, arguments.accept_failing, "--accept-failing")
         Baseline.of(check).write(arguments.baseline)
-        print(f"baseline of {len(check.slopes)} curves written to {arguments.baseline}")
+        print(f"baseline of {len(check.slopes)} curves written to {arguments.baseline}. {check.sentence()}")
         return 0
     if arguments.baseline is None:
         ruling = rule_by_theory(check)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ def main() -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from coordcheck.records.lock import locked
     from coordcheck.records.merge import find_checks
     from coordcheck.records.names import one_line
     from coordcheck.report.console import make_console, print_check
@@ -35,8 +37,9 @@ def _report(arguments: argparse.Namespace) -> int:
     broken: list[str] = []
     for path in sources:
         try:
-            check = load_check(path, arguments.format, arguments.expect)
-            check.save(home(path, arguments.format))
+            with locked(path) if path.is_dir() else nullcontext():
+                check = load_check(path, arguments.format, arguments.expect)
+                check.save(home(path, arguments.format))
         except ValueError as error:
             broken.append("error")
             print(f"coordcheck-report: {one_line(error)}", file=sys.stderr)
@@ -44,5 +47,7 @@ def _report(arguments: argparse.Namespace) -> int:
         checks[home(path, arguments.format)] = check
         print_check(check, console, home(path, arguments.format))
     if len(checks) > 1:
-        summarize(checks, arguments.summary or home(named[0], arguments.format), console)
+        directory = arguments.summary or home(named[0], arguments.format)
+        with locked(directory):
+            summarize(checks, directory, console)
     return exit_code([*broken, *(check.verdict for check in checks.values())])

@@ -20,11 +20,16 @@ from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.slopes import seed_slopes
 from coordcheck.judge.statistics import holm, t_interval, welch
 from coordcheck.records.files import write_text
+from coordcheck.records.schema import KINDS
 
 KEYS = ["module", "kind", "step"]
 TOLERANCE = 0.05
 FORMAT = 1
 DIGITS = 6
+LARGEST = (
+    1e4  # of an exponent: from the smallest to the largest float64 are 2098 doublings, over widths 1 to 2 at least
+)
+STATES = ("nonfinite", "zero", "unknown")  # what a curve without a slope is
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +77,69 @@ class Baseline:
         """Reads what :meth:`write` wrote.
 
         Raises:
-            ValueError: if the file is missing or not a baseline.
+            ValueError: if the file is missing or no baseline, or a curve has no numbers; naming file and curve.
         """
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            if said["format"] != FORMAT:
-                raise KeyError(f"format {said['format']}")
-            curves = {(c["module"], c["kind"], c["step"]): c.get("state", c["seeds"]) for c in said["curves"]}
-            return cls(curves, said["config"], said["corpus_sha256"], said["versions"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            if not path.is_file():
+                raise OSError("no such file" if not path.exists() else "not a file")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise KeyError(f"format {content['format']}")
+            config, corpus, versions = content["config"], content["corpus_sha256"], content["versions"]
+            if not (isinstance(config, dict) and isinstance(versions, dict) and isinstance(corpus, str | None)):
+                raise TypeError("`config` and `versions` are objects, `corpus_sha256` is a string or null")
+            lines = list(content["curves"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"`--baseline` must be a file that coordcheck-gate wrote; got {path} ({error}). "
                 f"For example coordcheck-gate DIR --baseline {path} --update."
             ) from error
+        curves: dict[tuple[str, str, int], list[float] | str] = {}
+        for number, line in enumerate(lines, 1):
+            key, slopes = _read_line(line, f"{path}, curve {number}")
+            if key in curves:
+                raise ValueError(f"{path}, {_name(key)}: it is there twice. Keep one, or write the baseline anew.")
+            curves[key] = slopes
+        return cls(curves, config, corpus, versions)
+
+
+def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], list[float] | str]:
+    """A curve of a stored baseline, with its slopes or its state.
+
+    Raises:
+        ValueError: naming file, curve and rule.
+    """
+    module, kind, step = (line.get(name) for name in KEYS) if isinstance(line, dict) else (None, None, None)
+    if not isinstance(module, str) or kind not in KINDS or type(step) is not int or step < 0:
+        raise ValueError(
+            f"{where}: a curve has a module, a kind of {list(KINDS)} and a step from 0; got {_short(line)}. "
+            f'For example {{"module": "head", "kind": "delta", "step": 1, "seeds": [0.01, -0.02]}}.'
+        )
+    key, seeds, state = (module, kind, step), line.get("seeds"), line.get("state")
+    if state in STATES and seeds == []:
+        return key, str(state)
+    if state is None and isinstance(seeds, list) and seeds and all(map(_is_slope, seeds)):
+        return key, [round(float(slope), DIGITS) for slope in seeds]
+    raise ValueError(
+        f"{where} ({_name(key)}): `seeds` are exponents of width, finite numbers, or none and `state` is one of "
+        f'{list(STATES)}; got {_short(seeds)} and state {_short(state)}. For example "seeds": [0.01, -0.02].'
+    )
+
+
+def _is_slope(value: Any) -> bool:
+    """Whether a value is an exponent of width that sizes in floating point can have; for Python True is a number."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def _name(key: tuple[str, str, int]) -> str:
+    module, kind, step = key
+    return f"{_short(module)}, {kind}, step {step}"
+
+
+def _short(value: Any) -> str:
+    """A value of a file as text on one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _state(row: pd.Series) -> str | None:
@@ -102,6 +157,24 @@ def _line(key: tuple[str, str, int], slopes: list[float] | str) -> dict[str, Any
         return line | {"state": slopes, "seeds": []}
     interval = [round(end, DIGITS) for end in t_interval(np.asarray(slopes), 0.95)] if len(slopes) > 1 else None
     return line | {"slope": round(float(np.mean(slopes)), DIGITS), "interval": interval, "seeds": slopes}
+
+
+def refuse_failing(check: Judgement, accepted: bool, option: str) -> None:
+    """Makes sure that no failing check becomes the truth for those to come unless somebody accepted that.
+
+    Args:
+        check: What is about to be stored.
+        accepted: Whether `option` was given.
+        option: That accepts it, for the message.
+
+    Raises:
+        ValueError: if the check fails.
+    """
+    if check.verdict == "fail" and not accepted:
+        raise ValueError(
+            f"the baseline was not written, for later checks would be held against a failing one. {check.sentence()} "
+            f"Mend the model, or store it all the same with `{option}`."
+        )
 
 
 def refuse_another(baseline: Baseline, check: Judgement) -> None:
@@ -141,22 +214,26 @@ def compare(
 
     Returns:
         One row per curve of either, largest change first among each status: ``module kind step status before now
-        change low high p``. ``status`` is "regressed", "undecided" (changed, but a single seed
-        says nothing of noise), "new", "vanished" or "same"; ``before`` and ``now`` are mean
-        slopes, NaN with a word in ``note`` where there is none; ``low high`` Welch's interval of the change and
-        ``p`` its p-value after Holm's correction.
+        change low high p note``. ``status`` is "regressed", "undecided" (changed, but a single seed
+        says nothing of noise; or without a number before and now, so that there is nothing to compare), "new",
+        "vanished" or "same"; ``before`` and ``now`` are mean slopes, NaN with a word in ``note`` where there is none;
+        ``low high`` Welch's interval of the change and ``p`` its p-value after Holm's correction.
 
     Raises:
-        ValueError: see :func:`refuse_another`.
+        ValueError: see :func:`refuse_another`, or if check and baseline have no curve in common.
     """
     refuse_another(baseline, check)
     now = Baseline.of(check)
+    if not now.curves.keys() & baseline.curves.keys():
+        raise ValueError(
+            f"the baseline has no curve in common with the check: {_first(baseline)} there, {_first(now)} here. "
+            f"Compare like with like, or write a new baseline: coordcheck-gate DIR --baseline FILE --update."
+        )
     keys = [*now.curves, *(key for key in baseline.curves if key not in now.curves)]
     table = pd.DataFrame([_compare_one(key, baseline.curves.get(key), now.curves.get(key)) for key in keys])
     table["p"] = holm(table["p"].to_numpy(dtype=float))
     moved = (table["change"].abs() > tolerance) & (table["p"] < 1 - confidence)
-    other = (table["status"] == "same") & (table["note"] != "")
-    table["status"] = table["status"].where(~(moved | other), "regressed")
+    table["status"] = table["status"].where(~moved, "regressed")
     alone = (table["change"].abs() > tolerance) & np.isinf(table["high"])
     table["status"] = table["status"].where(~alone, "undecided")
     rank = table["status"].map({"regressed": 0, "undecided": 1, "vanished": 2, "new": 3, "same": 4})
@@ -174,9 +251,23 @@ def _compare_one(
         return row | {"status": "new" if before is None else "vanished"}
     if isinstance(before, str) or isinstance(now, str):
         words = [value if isinstance(value, str) else "a slope" for value in (before, now)]
-        return row | {"note": "" if before == now else f"was {words[0]}, is {words[1]}"}
+        if before == now == "zero":
+            return row | {"note": "zero, as in the baseline"}
+        return row | {
+            "status": "undecided" if before == now else "regressed",
+            "note": f"was {words[0]}, is {words[1]}" + (": nothing to compare" if before == now else ""),
+        }
     change, half, p = welch(np.asarray(before), np.asarray(now))
+    if np.isnan(change) or np.isnan(half) or np.isnan(p):
+        return row | {"status": "undecided", "note": "not a number: nothing to compare"}
     return row | {"change": change, "low": change - half, "high": change + half, "p": p}
+
+
+def _first(baseline: Baseline) -> str:
+    """How many curves there are, and one of them."""
+    first = next(iter(baseline.curves), None)
+    count = len(baseline.curves)
+    return f"{count} curve{'' if count == 1 else 's'}" + ("" if first is None else f" (the first is {_name(first)})")
 
 
 def _mean(slopes: list[float] | str | None) -> float:

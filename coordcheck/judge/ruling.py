@@ -45,6 +45,11 @@ class Ruling:
     judgement: Judgement
     changes: pd.DataFrame | None = None
 
+    @property
+    def theory(self) -> str:
+        """What theory says where a baseline decided; empty where theory itself did."""
+        return "" if self.changes is None else f"Theory, without the baseline: {self.judgement.sentence()}"
+
 
 def rule_by_theory(check: Judgement) -> Ruling:
     """Holds a check against what theory expects, as its own verdict does."""
@@ -100,6 +105,8 @@ def _sentence(table: pd.DataFrame, verdict: str, baseline: Baseline, check: Judg
     if "undecided" in counts:
         worst = table.iloc[0]
         what = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {describe_change(worst)}"
+        if worst["note"]:
+            return f"INCONCLUSIVE: {counts['undecided']} of {len(table)} curves cannot be compared. {what}{versions}"
         return (
             f"INCONCLUSIVE: {counts['undecided']} of {len(table)} curves changed, but one seed says nothing of noise; "
             f"use at least 2, better 5, and write a new baseline with --update. {what}{versions}"
@@ -119,8 +126,6 @@ def describe_change(row: pd.Series) -> str:
         return f"{row['status']}: {'not in the baseline' if row['status'] == 'new' else 'only in the baseline'}."
     if row["note"]:
         return f"{row['note']}."
-    if pd.isna(row["change"]):
-        return "no slope, as in the baseline."
     return (
         f"slope {row['before']:+.3f} before, {row['now']:+.3f} now: changed by {row['change']:+.3f} "
         f"[{row['low']:+.3f}, {row['high']:+.3f}]."

@@ -233,6 +233,11 @@ class Recorder:
         if "activation" in self.kinds:
             self._add("(loss)", "", LOSS, "activation", 1, sums(loss.reshape(1)))
 
+    def never_ran(self) -> list[str]:
+        """The modules to record that no forward pass of step 0 called, as none calls an ``nn.ModuleList`` itself."""
+        calls = self._calls if self._calls_at_first is None else self._calls_at_first
+        return [name or ROOT for name in self.names if not calls.get(name)]
+
     def records(self) -> pd.DataFrame:
         """What was recorded, with one transfer from the device.
 

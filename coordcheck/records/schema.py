@@ -60,8 +60,8 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
         The records, whole numbers as such.
 
     Raises:
-        ValueError: if there are no records, a column is missing or unknown, a value is not what its column holds, or a
-            curve has two rows for one run.
+        ValueError: if there are no records but the loss, a column is missing or unknown, a value is not what its column
+            holds, or a curve has two rows for one run.
     """
     if not len(records):
         raise ValueError("there are no records to judge. For example record one step: recorder.step().")
@@ -100,6 +100,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
             f"each run has one record of a module, kind and step; {int(repeated.sum())} rows are there again, the "
             f"first: {printable(first, 200)}. For example records.drop_duplicates({RUN_AND_CURVE})."
         )
+    refuse_the_loss_alone(records)
     return typed
 
 
@@ -152,6 +153,19 @@ def _check_words(records: "pd.DataFrame", name: str, optional: bool) -> None:
     text = str(column.dtype) in ("str", "string")
     right = column.notna() if text else column.map(lambda value: isinstance(value, str)).astype(bool)
     _refuse_rows(records, name, ~(right | (column.isna() & optional)), "text" + (", or nothing" if optional else ""))
+
+
+def refuse_the_loss_alone(records: "pd.DataFrame") -> None:
+    """Makes sure that there is more to judge than the loss, of which nothing is expected.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    if (records["role"].fillna("") == LOSS).all():
+        raise ValueError(
+            "these records hold nothing but the loss, so there is no curve to judge. For example record all modules: "
+            "modules=['*']."
+        )
 
 
 def curve_columns(frame: "pd.DataFrame") -> list[str]:

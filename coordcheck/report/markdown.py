@@ -155,6 +155,8 @@ def ruling_markdown(ruling: Ruling) -> str:
         in_markdown(ruling.sentence),
         "",
     ]
+    if ruling.theory:
+        lines += [in_markdown(ruling.theory), ""]
     if gate := gate_sentence(check):
         lines += [in_markdown(gate), ""]
     if len(table):

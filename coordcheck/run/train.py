@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from threading import Event
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from coordcheck.config.schema import Precision
 from coordcheck.observe.recorder import Recorder
+from coordcheck.records.schema import LOSS, ROOT
 from coordcheck.run.loss import check_scalar, check_trainable
 from coordcheck.run.theirs import theirs
 
@@ -71,6 +73,7 @@ def run(
 
     Raises:
         Cancelled: if `stop` was set.
+        ValueError: if nothing but the loss was recorded, or nothing that one of ``plan.modules`` selects ran.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
@@ -91,6 +94,27 @@ def run(
                 optimizer.zero_grad(set_to_none=True)  # here, so that no gradient takes memory in the next forward pass
             recorder.step()
     records = recorder.records()
+    _refuse_nothing(records, recorder, plan)
     if recorder.recomputes:
         records.attrs[RECOMPUTES] = True
     return records
+
+
+def _refuse_nothing(records: pd.DataFrame, recorder: Recorder, plan: RunPlan) -> None:
+    """Makes sure that there is something to judge, of each pattern that was asked for."""
+    silent = recorder.never_ran()
+    for pattern in plan.modules or []:
+        selected = [name or ROOT for name in recorder.names if fnmatchcase(name or ROOT, pattern)]
+        if {*selected} <= {*silent}:
+            inside = any(name.startswith(f"{selected[0]}.") for name, _ in recorder.model.named_modules())
+            raise ValueError(
+                f"`modules` selects modules that the forward pass calls, which a ModuleList is not; got {pattern!r}, "
+                f"of which {', '.join(selected)} never ran. "
+                f"For example modules=['{f'{selected[0]}.*' if inside else '*'}']."
+            )
+    if not len(records) or (records["role"].fillna("") == LOSS).all():
+        raise ValueError(
+            f"nothing was recorded but the loss: `modules` and `kinds` select "
+            f"{', '.join(name or ROOT for name in recorder.names)} and {', '.join(plan.kinds)}, of which there is "
+            f"nothing. For example modules=['*'], kinds=['activation'] and steps=4."
+        )

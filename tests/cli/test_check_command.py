@@ -32,6 +32,7 @@ def test_a_failing_check_exits_3_and_leaves_its_files(checked):
     home = directory / "checks/gpt-sp-untied-zero-adam"
     assert sorted(path.name for path in home.iterdir()) == [
         ".hydra",
+        ".lock",
         "audit.csv",
         "audit.md",
         "audit.png",
@@ -97,6 +98,7 @@ def test_report_names_broken_directories_and_reports_the_others(checked, tmp_pat
     for name, (frame, said, _) in broken.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "verdict.json").write_text(json.dumps(said))
+        (tmp_path / name / "audit.csv").write_bytes((home / "audit.csv").read_bytes())
         path = tmp_path / name / "records.parquet"
         path.write_bytes(b"no") if frame is None else frame.to_parquet(path)
     (tmp_path / "whole").mkdir()
@@ -267,8 +269,8 @@ def test_an_audit_alone_trains_nothing_and_exits_with_its_verdict(tmp_path):
     code, out, err = run(tmp_path, *TINY, "parametrization=sp", entry="audit")
     assert (code, err) == (3, "")
     assert "Audit: FAIL: 12 of 20 parameters are at fault." in out
-    home = tmp_path / "checks/gpt-sp-untied-zero-adam"
-    assert sorted(path.name for path in home.iterdir()) == ["audit.csv", "audit.md", "audit.png"]
+    home = tmp_path / "checks/gpt-sp-untied-zero-adam/audit"  # a check's own audit lies above it
+    assert sorted(path.name for path in home.iterdir()) == [".lock", "audit.csv", "audit.md", "audit.png"]
     assert "wte.weight" not in out
 
 

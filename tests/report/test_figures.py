@@ -143,7 +143,10 @@ def test_a_check_that_is_zero_or_nan_throughout_still_has_a_picture(tmp_path, ga
 def test_the_summary_has_a_panel_for_each_cell(failing, gate):
     passing = check_of(gate, {("wte", "activation", 0): power(0.0)})
     figure = summary_figure({"a=1": failing, "a=2": passing}, [["a=1", "a=2"], [None, None]])
-    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a=1\nFAIL, step 1", "a=2\nPASS, step 0"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
+        "a=1\nFAIL, delta, step 1",
+        "a=2\nPASS, activation, step 0",
+    ]
     assert "1 fail, 1 pass" in figure.get_suptitle()
 
 
@@ -158,6 +161,22 @@ def test_the_summary_names_where_a_fault_starts_and_its_line_stands_out(failing,
     assert [line.get_color() for line in of_fault] == [VERDICT_COLOURS["fail"]]
     assert of_fault[0].get_linewidth() > figure.axes[0].collections[1].get_linewidth()[0]
     assert not of_none
+
+
+@pytest.mark.parametrize("kind", ["activation", "delta", "effective_update", "gradient"])
+def test_the_summary_draws_the_curve_that_shows_the_fault(gate, kind):
+    """With the slope that it names, though the same module's other curves are flat."""
+    flat = {"gradient": -1.0}.get(kind, 0.0)
+    curves = {(m, "activation", s): power(0.0) for m in ("wte", "fc") for s in (0, 1, 2)}
+    curves |= {("wte", kind, 1): power(flat), ("fc", kind, 1): power(flat + 0.9)}
+    check = check_of(gate, curves)
+    assert (check.findings[0].module, check.findings[0].kind, check.findings[0].step) == ("fc", kind, 1)
+    axes = summary_figure({"a=1": check}, [["a=1"]]).axes[0]
+    assert axes.get_title() == f"a=1\nFAIL, {kind}, step 1"
+    (red,) = [line for line in axes.lines if line.get_color() == VERDICT_COLOURS["fail"]]
+    widths, sizes = red.get_data()
+    assert np.polyfit(np.log(widths), np.log(sizes), 1)[0] == pytest.approx(flat + 0.9)
+    assert f"{kind}, step 1 {flat + 0.9:+.2f}" in axes.texts[0].get_text()
 
 
 def test_the_texts_of_a_summary_panel_do_not_overlap(failing):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import power, synthetic
+from matplotlib.colors import to_hex
 from rich.console import Console
 from torch import nn
 
@@ -13,6 +14,7 @@ from coordcheck.cli.command import exit_code
 from coordcheck.records.merge import find_checks
 from coordcheck.report.console import print_check
 from coordcheck.report.figures.audit import audit_figure
+from coordcheck.report.figures.style import VERDICT_COLOURS
 from coordcheck.report.markdown import audit_markdown, check_markdown
 from coordcheck.report.summary import arrange, label_checks, summarize
 from coordcheck.report.tables import audit_sentences, format_exponent
@@ -129,6 +131,31 @@ def test_the_figure_of_an_audit_marks_faults(tmp_path):
     assert labels == ["0.weight (input)", "0.bias (vector)", "learning_rate: 1.weight (hidden)", "1.bias (vector)"]
     audited().plot(tmp_path / "audit.png")
     assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+def test_each_panel_of_an_audits_figure_is_coloured_by_its_own_quantity():
+    """1.weight's init and rate are wrong, 2.weight's rate alone: the worst finding of the first hides no other."""
+
+    def build(width):
+        model = nn.Sequential(nn.Linear(8, width), *(nn.Linear(width, width) for _ in range(2)))
+        nn.init.constant_(model[0].bias, 0.1)
+        nn.init.normal_(model[1].weight, std=1.0)
+        return model
+
+    result = audit(build, (32, 64, 128), lambda model: torch.optim.Adam(model.parameters()))
+    assert result.parameters.set_index("parameter")["verdict"]["1.weight"] == "init"
+    names = result.parameters["parameter"].tolist()
+    drawn = []
+    for axes in audit_figure(result).axes[:2]:
+        by_label = {dots.get_label(): dots for dots in axes.collections}
+        for label, colour in (("measured", "pass"), ("measured, at fault", "fail")):
+            dots = by_label[label]
+            assert to_hex(dots.get_facecolor()[0]) == VERDICT_COLOURS[colour]
+            drawn.append({names[int(y)] for _, y in dots.get_offsets()})
+    good_init, bad_init, good_rate, bad_rate = drawn
+    assert bad_init == {"1.weight"} and "2.weight" in good_init
+    assert bad_rate == {"1.weight", "2.weight"} and "0.weight" in good_rate
+    assert not good_init & bad_init and not good_rate & bad_rate
 
 
 @pytest.mark.parametrize(

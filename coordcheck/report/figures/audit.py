@@ -1,6 +1,6 @@
 """The picture of an audit: exponents beside the expected ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,10 @@ from matplotlib.figure import Figure
 
 from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
 from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, plain
+
+# by the quantity that is then wrong
+INIT_FAULTS = ("init", "uninitialized")
+RATE_FAULTS = ("learning_rate", "ungrouped", "regrouped")
 
 
 def audit_figure(audit: AuditResult) -> Figure:
@@ -22,10 +26,8 @@ def audit_figure(audit: AuditResult) -> Figure:
         color=VERDICT_COLOURS[audit.verdict],
     )
     panels = figure.subplots(1, 2, sharey=True)
-    draw_exponents(panels[0], rows, "std", ["init"], "init std: exponent of width")
-    draw_exponents(
-        panels[1], rows, "lr", ["learning_rate", "ungrouped", "regrouped"], "learning rate: exponent of width"
-    )
+    draw_exponents(panels[0], rows, "std", faulty(audit, INIT_FAULTS), "init std: exponent of width")
+    draw_exponents(panels[1], rows, "lr", faulty(audit, RATE_FAULTS), "learning rate: exponent of width")
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=SMALL + 1)
     names = [" = ".join(filter(None, pair)) for pair in rows[["parameter", "tied_to"]].to_numpy()]
     labels = [
@@ -40,12 +42,25 @@ def audit_figure(audit: AuditResult) -> Figure:
     return figure
 
 
-def draw_exponents(axes: Axes, rows: pd.DataFrame, quantity: str, faults: Sequence[str], title: str) -> None:
-    """Dots with their intervals beside the expected values; a fault is a red triangle joined to what was expected."""
+def faulty(audit: AuditResult, problems: Collection[str]) -> set[str]:
+    """The parameters with a finding of these classes, though another one may be their worst."""
+    return {finding.parameter for finding in audit.findings if finding.verdict in problems}
+
+
+def draw_exponents(axes: Axes, rows: pd.DataFrame, quantity: str, at_fault: Collection[str], title: str) -> None:
+    """Dots with their intervals beside the expected values; a fault is a red triangle joined to what was expected.
+
+    Args:
+        axes: Of one quantity.
+        rows: Of the audit.
+        quantity: "std" or "lr".
+        at_fault: The parameters whose value of this very quantity is wrong.
+        title: Of the panel.
+    """
     at = np.arange(len(rows))
     measured = rows[f"{quantity}_exponent"].to_numpy(dtype=float)
     expected = rows[f"expected_{quantity}_exponent"].to_numpy(dtype=float)
-    wrong = rows["verdict"].isin(faults).to_numpy() & ~np.isnan(measured)
+    wrong = rows["parameter"].isin(at_fault).to_numpy() & ~np.isnan(measured)
     known = ~np.isnan(measured)
     axes.scatter(
         expected[known], at[known], marker="|", s=130, color="#888888", linewidths=2.2, label="expected", zorder=2

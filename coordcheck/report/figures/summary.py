@@ -16,7 +16,7 @@ LONGEST = 400  # characters of a label
 
 
 def summary_figure(checks: Mapping[str, Judgement], grid: Sequence[Sequence[str | None]]) -> Figure:
-    """A grid of cells: activations of the last step against width, the verdict, and where a fault starts.
+    """A grid of cells: sizes of one kind and step against width, the verdict, and where a fault starts.
 
     Args:
         checks: By label.
@@ -38,7 +38,7 @@ def summary_figure(checks: Mapping[str, Judgement], grid: Sequence[Sequence[str 
     tally = pd.Series([check.verdict for check in checks.values()]).value_counts()
     counted = ", ".join(f"{count} {name}" for name, count in tally.items())
     figure.suptitle(
-        f"{counted}\nsize of each module's output against width: flat is good\n"
+        f"{counted}\nsizes against width: outputs and their changes are good where they are flat\n"
         "one line per module, dark input to bright output; thick and red: where a fault starts",
         fontsize=11,
     )
@@ -46,20 +46,26 @@ def summary_figure(checks: Mapping[str, Judgement], grid: Sequence[Sequence[str 
 
 
 def draw_summary_panel(axes: Axes, label: str, check: Judgement) -> None:
-    """One cell of the summary, at the step where its first fault shows, else at the last."""
+    """One cell of the summary: the kind and step where its first fault shows, else the activations of the last step."""
     fault = next((finding for finding in check.findings if finding.fault), None)
-    activations = check.slopes[check.slopes["kind"] == "activation"]
-    drawn = activations if len(activations) else check.slopes
-    seen = fault is not None and fault.step in set(drawn["step"])
-    step = fault.step if fault is not None and seen else drawn["step"].max()
-    slopes = drawn[(drawn["step"] == step) & (drawn["kind"] == drawn["kind"].iloc[0])]
-    curves = check.records[(check.records["step"] == step) & (check.records["kind"] == slopes["kind"].iloc[0])]
+    kind, step = shown(check.slopes, fault)
+    slopes = check.slopes[(check.slopes["step"] == step) & (check.slopes["kind"] == kind)]
+    curves = check.records[(check.records["step"] == step) & (check.records["kind"] == kind)]
     lines = draw_lines(axes, curves, depth_colours(list(check.slopes.sort_values("order")["module"].unique())))
     if fault is not None:
         mark_fault(axes, fault, lines)
     label_extremes(axes, slopes)
-    title = f"{textwrap.fill(plain(label, LONGEST), 42)}\n{check.verdict.upper()}, step {step}"
+    title = f"{textwrap.fill(plain(label, LONGEST), 42)}\n{check.verdict.upper()}, {kind}, step {step}"
     axes.set_title(title, fontsize=9, color=VERDICT_COLOURS[check.verdict], fontweight="bold")
+
+
+def shown(slopes: pd.DataFrame, fault: Finding | None) -> tuple[str, int]:
+    """The kind and step of the curve that shows a fault; without one, activations at the last step."""
+    if fault is not None and fault.kind is not None and fault.step is not None:
+        return fault.kind, fault.step
+    activations = slopes[slopes["kind"] == "activation"]
+    drawn = activations if len(activations) else slopes[slopes["kind"] == slopes["kind"].iloc[0]]
+    return str(drawn["kind"].iloc[0]), int(drawn["step"].max())
 
 
 def mark_fault(axes: Axes, fault: Finding, lines: Mapping[str, pd.DataFrame]) -> None:
