@@ -258,7 +258,7 @@ def _compare_one(
             "note": f"was {words[0]}, is {words[1]}" + (": nothing to compare" if before == now else ""),
         }
     change, half, p = welch(np.asarray(before), np.asarray(now))
-    if np.isnan(change) or np.isnan(half) or np.isnan(p):
+    if np.isnan(change) or np.isnan(p):
         return row | {"status": "undecided", "note": "not a number: nothing to compare"}
     return row | {"change": change, "low": change - half, "high": change + half, "p": p}
 

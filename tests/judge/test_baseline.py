@@ -242,9 +242,10 @@ def test_a_known_state_reads_back(gate, tmp_path, state):
     assert Baseline.read(path).curves["fc", "activation", 0] == state
 
 
-def test_nan_is_never_the_same(gate):
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_nan_is_never_the_same(gate, seeds):
     check = check_of(gate)
-    nan = Baseline(dict.fromkeys(Baseline.of(check).curves, [float("nan")] * 5), {}, "a" * 64, {})
+    nan = Baseline(dict.fromkeys(Baseline.of(check).curves, [float("nan")] * seeds), {}, "a" * 64, {})
     nan.config.update(Baseline.of(check).config)
     assert compare(check, nan)["status"].tolist() == ["undecided", "undecided"]
     decided = rule_by_baseline(check, nan, TOLERANCE)
