@@ -73,6 +73,7 @@ def check_case(case: Case, seeds: Sequence[int]) -> coordcheck.CoordCheck:
             loss=case.loss,
             kinds=KINDS,
             device="cpu",
+            decay=case.decay,
         )
 
 

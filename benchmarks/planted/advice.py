@@ -1,8 +1,9 @@
 """Does literally what a finding says where that is a number, so that it can be seen whether it helps.
 
 A finding's ``change`` has a ``quantity`` and an ``exponent``: the quantity of all its ``parameters`` is multiplied by
-``width_mult ** exponent``. A multiplier multiplies the output of the module that owns the parameter, else of the
-finding's module; that of attention logits multiplies the queries.
+``width_mult ** exponent``. A multiplier multiplies what the finding says: the input of the layers that have the
+parameter ("its input", "what the readout reads"), or of its product where the weight is used past its module, else the
+output of the module that owns the parameter, else of the finding's module; that of attention logits the queries.
 """
 
 import dataclasses
@@ -32,12 +33,14 @@ class Applied:
         exponent: Of width / base, which the quantity is multiplied by.
         parameters: Names; empty if the finding names none.
         module: Of the finding.
+        advice: Of the finding.
     """
 
     quantity: str
     exponent: float
     parameters: tuple[str, ...]
     module: str
+    advice: str = ""
 
     def __str__(self) -> str:
         return f"{self.quantity} times width_mult^{self.exponent:+.2f}"
@@ -70,7 +73,8 @@ def changes_of(first: coordcheck.Finding, findings: Sequence[coordcheck.Finding]
             continue
         things = [(change.quantity, thing) for thing in parameters_of(finding) or (finding.module,)]
         if not seen & {*things}:
-            made.append(Applied(change.quantity, change.exponent, parameters_of(finding), finding.module))
+            said = finding.module, finding.advice
+            made.append(Applied(change.quantity, change.exponent, parameters_of(finding), *said))
         seen |= {*things}
     return made
 
@@ -85,7 +89,7 @@ def followed(case: Case, changes: Sequence[Applied], base: int) -> Case:
             if change.quantity == "init_std":
                 _multiply_weights(model, change.parameters, factor)
             elif change.quantity == "multiplier":
-                _multiply_outputs(model, change, factor)
+                _multiply(model, change, factor)
         model.widened = width / base  # type: ignore[assignment]
         return model
 
@@ -123,14 +127,25 @@ def _multiply_weights(model: nn.Module, names: Sequence[str], factor: float) -> 
             parameter.mul_(factor)
 
 
-def _multiply_outputs(model: nn.Module, change: Applied, factor: float) -> None:
+def _multiply(model: nn.Module, change: Applied, factor: float) -> None:
     if change.module.endswith(LOGITS):
         attention = model.get_submodule(change.module.removesuffix(LOGITS))
-        attention.forward = partial(_with_queries, attention.forward, factor)
+        attention.forward = partial(_within, attention.forward, _QueriesTimes(factor))
         return
-    owners = {name.rpartition(".")[0] for name in change.parameters}
-    module = change.module.partition("[")[0]
-    for owner in owners or {"" if module == "(model)" else module}:
+    module = change.module.partition("[")[0].replace("(model)", "")
+    named = dict(model.named_parameters(remove_duplicate=False))
+    weights = {named[name] for name in change.parameters}
+    owners = {name.rpartition(".")[0] for name, p in named.items() if p in weights}
+    if "input" in change.advice or "reads" in change.advice:
+        if module not in owners:  # the weight is used past the modules that have it
+            used_in = model.get_submodule(module)
+            used_in.forward = partial(_within, used_in.forward, _InputsTimes(factor, weights))
+            return
+        for owner in map(model.get_submodule, owners):
+            if not isinstance(owner, nn.Embedding):
+                owner.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factor, *inputs[1:]))
+        return
+    for owner in owners & {name.rpartition(".")[0] for name in change.parameters} or {module}:
         model.get_submodule(owner).register_forward_hook(lambda module, inputs, output: _times(output, factor))
 
 
@@ -145,8 +160,8 @@ def _times(output: Any, factor: float) -> Any:
     return output
 
 
-def _with_queries(forward: Callable[..., Any], factor: float, *args: Any, **kwargs: Any) -> Any:
-    with _QueriesTimes(factor):
+def _within(forward: Callable[..., Any], mode: TorchFunctionMode, *args: Any, **kwargs: Any) -> Any:
+    with mode:
         return forward(*args, **kwargs)
 
 
@@ -164,4 +179,18 @@ class _QueriesTimes(TorchFunctionMode):
                 args = (args[0] * self.factor, *args[1:])
             else:
                 kwargs["query"] = kwargs["query"] * self.factor
+        return func(*args, **(kwargs or {}))
+
+
+class _InputsTimes(TorchFunctionMode):
+    """Multiplies what is multiplied with some weights."""
+
+    def __init__(self, factor: float, weights: set[nn.Parameter]):
+        super().__init__()
+        self.factor = factor
+        self.weights = weights
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and args[1] in self.weights:
+            args = (args[0] * self.factor, *args[1:])
         return func(*args, **(kwargs or {}))

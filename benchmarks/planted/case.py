@@ -30,6 +30,7 @@ class Case:
         places: Modules of which one must be named first; empty for a correct model.
         cause: Class of the fault, of ``coordcheck.judge.diagnose.evidence.FAULT_CLASSES``, or several where they are
             names of the same thing; empty for a right model.
+        decay: How learning rate times weight decay is meant to scale, see :func:`coordcheck.coord_check`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     loss: Loss | None = None
     places: tuple[str, ...] = ()
     cause: str | tuple[str, ...] = ""
+    decay: str | None = None
 
     @property
     def causes(self) -> tuple[str, ...]:

@@ -466,6 +466,7 @@ def correct_others(base: int) -> Iterator[Case]:
     yield on("OPT, tied", to(partial(opt, tied=True), *DIVIDED))
     yield on("T5 of transformers", to(t5, *T5), batch=translated)
     yield on("ViT, Lion", to(vit, *VIT), batch=images, optimizer=lion())
+    yield on("ViT, decay coupled to the rate", to(vit, *VIT), batch=images, optimizer=adamw(weight_decay=0.1))
     yield on("ConvNet, SGD", to(ConvNet, *CONV), batch=small_images, optimizer=sgd())
     yield on("ConvNet", to(ConvNet, *CONV), batch=small_images)
     yield on("LSTM", to(LSTM, *RECURRENT))

@@ -203,7 +203,7 @@ def _initial(base: int) -> Iterator[Case]:
     down = "model.layers.0.mlp"
     constant = scaled("0.mlp.down", 0.5)
     yield on("raw experts: one matrix's std constant", to(experts, *ROUTED, plant=constant), places=(down,))
-    yield on("LSTM: one matrix's std constant", to(LSTM, *RECURRENT, plant=scaled("hh_l0", 0.5)), places=("lstm",))
+    yield on("LSTM: one matrix's std constant", to(LSTM, *RECURRENT, plant=scaled("ih_l1", 0.5)), places=("lstm",))
     constant = scaled("conv1", 0.5)
     yield on(
         "ConvNet: one convolution's std constant",
@@ -216,11 +216,13 @@ def _initial(base: int) -> Iterator[Case]:
     shrinks = scaled("0.mixer.in_proj", -0.5)
     yield on("Mamba: in_proj's std 1/width", to(mamba, *MAMBA, zero="^$", plant=shrinks), places=(into,))
     bias = "relative_attention_bias"
+    library = (Rule(bias, "input", factor=8.0), *T5)  # whose second rule is 1/sqrt(width), where torch's is constant
     yield on(
         "T5: relative bias as the library makes it",
-        to(t5, *(rule for rule in T5 if rule.pattern != bias), plant=scaled(bias, 0.0)),
+        to(t5, *library),
         batch=translated,
         places=tuple(f"{side}.block.0.layer.0.SelfAttention.{bias}" for side in ("encoder", "decoder")),
+        cause=("init", "reinitialized"),
     )
     mixing = "model.layers.1.mlp"
     unwritten = (Rule("mixing", "hidden"), *LLAMA)
@@ -289,7 +291,9 @@ def _multipliers(base: int) -> Iterator[Case]:
     yield on("Llama: 1/sqrt(head size), growing heads", growing, optimizer=adamw(1e-2), places=(attention,))
     embed = "model.embed_tokens"
     yield on("Gemma: embedding times sqrt(width)", to(gemma, *LLAMA), places=(embed,))
-    yield on("T5: tied as the library makes it", to(partial(t5, tied=True), *T5), batch=translated, places=("lm_head",))
+    tied = to(partial(t5, tied=True), *T5)
+    name = "T5: tied as the library makes it"
+    yield on(name, tied, batch=translated, places=("lm_head", "shared"))
 
 
 def _rest(base: int) -> Iterator[Case]:
@@ -300,8 +304,8 @@ def _rest(base: int) -> Iterator[Case]:
         *(f"gpt_neox.layers.0.{name}" for name in ("attention.query_key_value", "attention.dense")),
         *(f"gpt_neox.layers.0.mlp.{name}" for name in ("dense_h_to_4h", "dense_4h_to_h")),
     )
-    large = adamw(eps=1e-3)
-    yield on("GPT-NeoX: epsilon 1e-3", to(neox, *LLAMA), optimizer=large, places=layers, cause="epsilon")
+    large = adamw(eps=1e-2)
+    yield on("GPT-NeoX: epsilon 1e-2", to(neox, *LLAMA), optimizer=large, places=layers, cause="epsilon")
     mlp = tuple(f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down"))
     rules = (LLAMA[0], READOUT, Rule("1.mlp.down", "input"), Rule("1.mlp.(up|gate)", "projection", -0.5), LLAMA[2])
     yield on("Llama: width does not reach a layer", to(narrow, *rules), places=mlp, cause="width")
@@ -327,8 +331,8 @@ def _rest(base: int) -> Iterator[Case]:
     down = "model.layers.1.mlp.down_proj"
     half = overflowing(down)
     yield on("Qwen3: overflow in float16", to(qwen3, *DIVIDED, plant=half), places=(down,), cause="nonfinite")
-    decayed = adamw(weight_decay=0.1)
+    independent = partial(on, optimizer=adamw(weight_decay=0.1), decay="independent", cause="decay")
     q = tuple(f"vit.layers.0.attention.{name}_proj" for name in "qkv")
-    yield on("ViT: decay coupled to the rate", to(vit, *VIT), batch=images, optimizer=decayed, places=q, cause="decay")
+    yield independent("ViT: decay coupled where it should not be", to(vit, *VIT), batch=images, places=q)
     few = partial(on, batch=small_images, loss=fewer_images, places=("(model)",), cause="harness")
     yield few("ConvNet: batch shrinks with width", to(ConvNet, *CONV))

@@ -278,6 +278,7 @@ def faulty(base: int) -> Iterator[Case]:
         optimizer=adam(kind=torch.optim.AdamW, weight_decay=0.1),
         places=(q,),
         cause="decay",
+        decay="independent",
     )
     yield on_gpt(
         "Adam's epsilon 0.01", put(gpt, readout_std=std), optimizer=adam(eps=0.01), places=(q, "wte"), cause="epsilon"
