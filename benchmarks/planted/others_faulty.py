@@ -264,7 +264,9 @@ def _rates(base: int) -> Iterator[Case]:
     fc1 = "vit.layers.1.mlp.fc1"
     rate = lion(pattern=r"1\.mlp\.fc1.weight", exponent=1.0)
     yield on("ViT, Lion: one layer's rate constant", to(vit, *VIT), batch=images, optimizer=rate, places=(fc1,))
-    yield on("LSTM: one matrix's rate constant", to(LSTM, *RECURRENT), optimizer=one("ih_l1", 1.0), places=("lstm",))
+    yield on(
+        "LSTM: one matrix's rate constant", to(LSTM, *RECURRENT), optimizer=one("weight_ih_l1", 1.0), places=("lstm",)
+    )
     matching = muon("match_rms_adamw")
     yield on("Llama, Muon: step as large as AdamW's", to(llama, *LLAMA), optimizer=matching, places=qkv)
     adams = sgd(rule="adam")
