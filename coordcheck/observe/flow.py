@@ -33,14 +33,12 @@ class FlowMode(TorchFunctionMode):
 
     Attributes:
         ledger: Of the uses that were seen.
-        attention: Of each call of ``F.scaled_dot_product_attention``, the module and its scale.
         around: By parameter that nothing was seen to take, root mean squares around its module.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.ledger = Ledger()
-        self.attention: list[tuple[str, float]] = []
         self.around: dict[str, Sizes] = {}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._flows: dict[int, Flow] = {}
@@ -93,9 +91,6 @@ class FlowMode(TorchFunctionMode):
         known = self._known(given)
         if not known:
             return
-        if name == ATTENTION:
-            scale = kwargs.get("scale")
-            self.attention.append((self._module, given[0].shape[-1] ** -0.5 if scale is None else scale))
         first = self.flow(given[0])
         if (product := ops.product(name, args, kwargs)) is not None:
             self._multiply(product, results[0])

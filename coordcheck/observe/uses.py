@@ -158,27 +158,6 @@ def use_role(row: Any) -> str:
     return "input" if out else "vector" if blocks else "fixed"
 
 
-def attention_scales(build: Build, run: Run, widths: Sequence[int]) -> dict[str, float]:
-    """Exponents of width of what queries times keys are multiplied by.
-
-    Args:
-        build: As for :func:`read_uses`.
-        run: As for :func:`read_uses`.
-        widths: At least two distinct values.
-
-    Returns:
-        By module that calls ``F.scaled_dot_product_attention``; what multiplies queries and keys by hand is not seen.
-    """
-    ascending = sorted({int(width) for width in widths})
-    found: dict[str, list[float]] = {}
-    for width in ascending:
-        model = build(width)
-        mode = _traced(model, lambda model=model: run(model))  # type: ignore[misc]
-        for module, scale in dict(mode.attention).items():
-            found.setdefault(module, []).append(scale)
-    return {module: _exponent(ascending, scales) for module, scales in found.items() if len(scales) == len(ascending)}
-
-
 def _traced(model: nn.Module, run: Callable[[], Any]) -> FlowMode:
     # nothing is compiled before this is imported, which takes a second
     compiled = "torch._dynamo" in sys.modules

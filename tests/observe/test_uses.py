@@ -13,7 +13,7 @@ from torch import nn
 from coordcheck.config.load import load
 from coordcheck.models.families import make_cell
 from coordcheck.observe import operations
-from coordcheck.observe.uses import attention_scales, read_uses, roles_from_uses, trace_uses, use_role
+from coordcheck.observe.uses import read_uses, roles_from_uses, trace_uses, use_role
 
 WIDTHS = (32, 64, 128)
 META = torch.device("meta")
@@ -926,24 +926,6 @@ def test_default_gpt_on_meta_and_in_memory_is_the_same():
     assert factors(real, "lm_head.weight") == (-1, 0)
     expected = {name: (role,) for name, role in cell.roles.items()}
     assert roles_from_uses(real) == expected
-
-
-def test_attention_scales():
-    def build(scaled):
-        class Attention(nn.Module):
-            def __init__(self, w):
-                super().__init__()
-                self.qkv = nn.Linear(w, 3 * w)
-
-            def forward(self, x):
-                q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
-                return F.scaled_dot_product_attention(q, k, v, scale=1 / x.shape[-1] if scaled else None)
-
-        return Attention
-
-    for scaled, expected in ((True, -1), (False, -0.5)):
-        found = attention_scales(build(scaled), lambda m: m(torch.ones(2, 3, m.qkv.in_features)), WIDTHS)
-        assert found == {"": expected}
 
 
 @pytest.mark.parametrize("fused", [True, False])
