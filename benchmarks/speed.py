@@ -202,8 +202,8 @@ def run_coordcheck(sweep: Sweep, device: "torch.device", kinds: list[str], preci
     """Our own sweep without its control; the fit, verdict and files are timed apart."""
     import torch
 
-    from coordcheck.check import CoordCheck
     from coordcheck.config.schema import Precision
+    from coordcheck.result import CoordCheck
     from coordcheck.run.queue import RunQueue, share_cores
     from coordcheck.run.train import RunPlan
 

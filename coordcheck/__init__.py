@@ -5,16 +5,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordcheck.check import Audit, CoordCheck, audit, coord_check
+    from coordcheck.check import audit, coord_check
     from coordcheck.judge.finding import Finding
     from coordcheck.observe.recorder import Recorder
+    from coordcheck.result import Audit, CoordCheck
 
 __all__ = ["Audit", "CoordCheck", "Finding", "Recorder", "audit", "coord_check"]
 __version__ = version("coordcheck")
 
 _HOMES = {
-    "Audit": "coordcheck.check",
-    "CoordCheck": "coordcheck.check",
+    "Audit": "coordcheck.result",
+    "CoordCheck": "coordcheck.result",
     "Finding": "coordcheck.judge.finding",
     "Recorder": "coordcheck.observe.recorder",
     "audit": "coordcheck.check",

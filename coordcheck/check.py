@@ -5,44 +5,20 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 """
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from coordcheck.config.arguments import directory, is_flag, shown, text, whole
-from coordcheck.config.load import default_gate, gate_from
+from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
 from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
-from coordcheck.judge.audit import COLUMNS, AuditResult
 from coordcheck.judge.control import Control, judge_control
-from coordcheck.judge.judgement import Judgement
-from coordcheck.records.files import (
-    AUDIT_PICTURE,
-    AUDIT_TABLE,
-    AUDIT_TEXT,
-    RECORDS,
-    REPORT_PICTURE,
-    REPORT_TEXT,
-    SLOPES,
-    VERDICT,
-    write_atomically,
-    write_text,
-)
-from coordcheck.records.lock import locked
-from coordcheck.records.merge import read_records
-from coordcheck.records.mup_format import to_mup
-from coordcheck.records.names import printable
 from coordcheck.records.store import RunStore
-from coordcheck.records.verdict import AUDIT_AGAIN, JUDGED, read_audit_table, read_verdict, sha256
+from coordcheck.result import Audit, CoordCheck
 
 if TYPE_CHECKING:
     import torch
@@ -53,119 +29,10 @@ if TYPE_CHECKING:
     from coordcheck.run.train import RunPlan
 
 CONTROL_SEEDS = 3
-PATIENCE = 60.0  # seconds to wait for another process that saves to the same directory
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
 LARGER = "every initial weight matrix times (width / smallest width)^1/2"
-
-
-class Audit(AuditResult):
-    """The result of an audit: ``parameters``, ``findings`` and ``verdict``, see :class:`AuditResult`."""
-
-    def __repr__(self) -> str:
-        first = f"\n{self.findings[0]}" if self.findings else ""
-        return f"{self.sentence()}{first}"
-
-    def plot(self, path: str | Path) -> None:
-        """Writes the picture of the audit, a PNG: exponents of init std and learning rate beside the expected ones."""
-        from coordcheck.report.figures.audit import audit_figure
-        from coordcheck.report.figures.style import save_figure
-
-        save_figure(audit_figure(self), Path(path), {"widths": self.widths, "expect": self.expect})
-
-    def table(self) -> bytes:
-        """The content of ``audit.csv``."""
-        return self.parameters.to_csv(index=False).encode()
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``audit.csv audit.md audit.png``, each atomically."""
-        from coordcheck.report.markdown import audit_markdown
-
-        directory = Path(directory)
-        with locked(directory, PATIENCE):
-            write_text(directory / AUDIT_TABLE, _table_of(self))
-            write_text(directory / AUDIT_TEXT, audit_markdown(self))
-            self.plot(directory / AUDIT_PICTURE)
-
-
-class CoordCheck(Judgement):
-    """The result of a check: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``, see :class:`Judgement`."""
-
-    audit: Audit | None
-
-    def __repr__(self) -> str:
-        return f"{self.cell()}\n{self.sentence()}\n{self.control}"
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict, its reason and the control."""
-        colours = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00"}
-        cell, reason, control = (escape(printable(text)) for text in (self.cell(), self.sentence(), self.control))
-        verdict = f"<b style='color:{colours[self.verdict]}'>{self.verdict.upper()}</b>"
-        return f"<p>{verdict} {cell}</p><p>{reason}</p><p>{control}</p>"
-
-    def plot(self, path: str | Path) -> None:
-        """Writes the picture of the check, a PNG: the curves, and the slope of every module at every step."""
-        from coordcheck.report.figures.check import report_figure
-        from coordcheck.report.figures.style import save_figure
-
-        save_figure(report_figure(self), Path(path), self.config)
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically."""
-        from coordcheck.report.markdown import check_markdown
-
-        directory = Path(directory)
-        with locked(directory, PATIENCE):
-            write_atomically(directory / RECORDS, self.records.to_parquet)
-            write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
-            write_text(directory / VERDICT, self.to_json())
-            self.plot(directory / REPORT_PICTURE)
-            write_text(directory / REPORT_TEXT, check_markdown(self))
-            if self.audit is not None:
-                self.audit.save(directory)
-
-    def to_mup(self) -> pd.DataFrame:
-        """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""
-        return to_mup(self.records)
-
-    def to_json(self) -> str:
-        """The content of ``verdict.json``."""
-        content = {
-            "verdict": self.verdict,
-            "sentence": self.sentence(),
-            "findings": [finding.facts() for finding in self.findings],
-            "control": dataclasses.asdict(self.control),
-            "audit": None if self.audit is None else {**self.audit.facts(), "sha256": _sha256_of(self.audit)},
-            "unaudited": self.unaudited,
-            "skipped": self.skipped,
-            "versions": self.versions,
-            "corpus_sha256": self.corpus_sha256,
-            "config": {**self.config, "gate": dataclasses.asdict(self.gate)},
-        }
-        return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def load(cls, directory: str | Path, expect: str | None = None) -> "CoordCheck":
-        """Reads stored records, with what ``verdict.json`` says of them if it is there, and judges them anew.
-
-        Args:
-            directory: Of a check, or where recorders saved, see :meth:`coordcheck.Recorder.save`.
-            expect: Whose exponents the slopes are held against, "mup" or "sp"; None for what ``verdict.json`` says,
-                "mup" without it.
-
-        Raises:
-            ValueError: if the directory holds no records, or files that no check wrote.
-        """
-        directory = Path(directory)
-        records = read_records(directory)
-        said = _read_verdict(directory / VERDICT)
-        if expect is not None:
-            said["gate"] = dataclasses.replace(said["gate"], expect=member(Expect, "expect", expect))
-        try:
-            return cls.from_records(records, **said)
-        except ValueError as error:
-            raise ValueError(f"{directory}: {error}") from error
 
 
 def coord_check(
@@ -541,73 +408,3 @@ def _as_in_training(device: "torch.device | None" = None) -> Iterator[None]:
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def _read_verdict(path: Path) -> dict[str, Any]:
-    """What :meth:`CoordCheck.from_records` takes besides records; the default gate alone if there is no such file."""
-    if not os.path.lexists(path):
-        return {"gate": default_gate()}
-    said = read_verdict(path)
-    try:
-        gate = gate_from(said["config"]["gate"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    audited, unaudited, table = None, said["unaudited"], path.parent / AUDIT_TABLE
-    if said["audit"] is not None and os.path.lexists(table):
-        audited = read_audit(table, said["audit"], gate)
-    elif said["audit"] is not None:
-        unaudited = f"{AUDIT_TABLE}, which {VERDICT} tells of, is missing"
-    return {
-        "gate": gate,
-        "gate_source": path.name,
-        "control": Control(**said["control"]),
-        "audit": audited,
-        "unaudited": unaudited,
-        "readout": said["config"].get("readout", {}).get("name"),
-        **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
-    }
-
-
-def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
-    """A stored audit, judged anew.
-
-    Args:
-        path: ``audit.csv``.
-        said: What ``verdict.json`` says of it; with a checksum only the very file that it was written with is taken.
-        gate: What judges it.
-
-    Raises:
-        ValueError: naming the file, the place and the rule.
-    """
-    if said.get("sha256", own := sha256(path)) != own:
-        raise ValueError(f"{path} is not the file that {VERDICT} beside it was written with. For example {AUDIT_AGAIN}")
-    table = read_audit_table(path, [name for name in COLUMNS if name not in JUDGED])
-    tolerance = gate.tolerance.exponent
-    try:
-        return Audit.from_parameters(table, list(said["widths"]), said["expect"], tolerance, gate.decay)
-    except (KeyError, ValueError, TypeError) as error:  # a role or a rule of which theory knows nothing
-        raise ValueError(f"{path} holds what no audit writes ({error}). For example {AUDIT_AGAIN}") from error
-
-
-def _sha256_of(audit: Audit) -> str:
-    return hashlib.sha256(_table_of(audit).encode()).hexdigest()
-
-
-def _table_of(audit: Audit) -> str:
-    """The content of ``audit.csv``."""
-    return audit.parameters.to_csv(index=False, lineterminator="\n")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _without_nan(value: Any) -> Any:
-    """`value` with every float that JSON lacks replaced by None, and enums by their values."""
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
     from coordcheck.judge.ruling import Ruling
+    from coordcheck.result import CoordCheck
 
 BASELINES = "coordcheck_baselines"
 SAID = "coordcheck"  # the user property under which a test's report carries what the summary says
@@ -161,7 +161,7 @@ def unique_name(text: str) -> str:
     >>> unique_name("TestRelu::test_model[a/b]")
     'TestRelu-test_model-a-b-8fa5e5e4'
     """
-    from coordcheck.config.load import file_name  # here, for it imports more than a test run without checks needs
+    from coordcheck.config.load import file_name
 
     name = re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-.")
     if name != text or name != name.lower():

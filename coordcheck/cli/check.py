@@ -27,7 +27,7 @@ from coordcheck.config.arguments import one_line
 from coordcheck.config.load import file_name, from_hydra, in_one_line, register_schema
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
 OUTCOME = "outcome.json"  # of a job in another process
 BROKE = "left no records"
@@ -271,7 +271,7 @@ def _end_of_sweep(sweep: Sweep, broke: bool) -> int:
 
 def _outcomes_elsewhere(sweep: Sweep) -> list[Outcome]:
     """What came of the jobs that a launcher ran in other processes, from the files that they left."""
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
     outcomes = []
     for path in sweep.directory.glob(f"**/{OUTCOME}"):

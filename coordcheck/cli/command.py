@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from coordcheck.records.names import one_line
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
 CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 EXIT_CODES = "Exit codes: 0 pass, 3 fail, 4 inconclusive, 1 and 2 bad input or usage."
@@ -55,7 +55,7 @@ def home(path: Path, form: str) -> Path:
 
 def load_check(path: Path, form: str, expect: str | None) -> "CoordCheck":
     """A stored check, or a frame in mup's format, judged anew."""
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
     if form == "coordcheck":
         return CoordCheck.load(path, expect)

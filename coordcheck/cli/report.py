@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coordcheck.cli.command import end, exit_code, home, load_check, parser_of_checks
 
 if TYPE_CHECKING:
-    from coordcheck.check import CoordCheck
+    from coordcheck.result import CoordCheck
 
 
 def main() -> None:

@@ -15,14 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from coordcheck.config.arguments import shown
-from coordcheck.config.errors import (
-    KNOWN,
-    not_an_option,
-    read_overrides,
-    sentence,
-    unknown_key,
-    wrong_type,
-)
+from coordcheck.config.errors import KNOWN, not_an_option, read_overrides, sentence, unknown_key, wrong_type
 from coordcheck.config.rules import check_gate, validate
 from coordcheck.config.schema import MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
 from coordcheck.records.names import one_line, printable

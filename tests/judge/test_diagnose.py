@@ -6,9 +6,9 @@ import pytest
 from conftest import power, synthetic
 
 from coordcheck import CoordCheck
-from coordcheck.check import Audit
 from coordcheck.judge.control import Control
 from coordcheck.judge.diagnose.evidence import FAULT_CLASSES
+from coordcheck.result import Audit
 
 WIDTHS = [64, 128, 256]
 SAW, BLIND = Control("twin", WIDTHS, 3, saw=True), Control("twin", WIDTHS, 3, saw=False)

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from coordcheck import audit
-from coordcheck.check import Audit, audit_cell, read_audit
+from coordcheck.check import audit_cell
 from coordcheck.observe.parameters import _error, _exponents
 from coordcheck.observe.writes import root_mean_square
+from coordcheck.result import Audit, read_audit
 
 WIDTHS = (32, 64, 128)
 BASE = 32

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from coordcheck.config.schema import DiagnosisConfig, GateConfig
-from coordcheck.judge.audit import SMALL_EPSILON, AuditResult
+from coordcheck.judge.audit import AuditResult
+from coordcheck.judge.audit_findings import SMALL_EPSILON
 from coordcheck.judge.finding import describe, format_range
 from coordcheck.judge.verdict import FAILURES
 from coordcheck.records.schema import LOSS, ROOT

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from coordcheck.judge.audit import AUDIT_FAULTS, AuditFinding
+from coordcheck.judge.audit import AUDIT_FAULTS
+from coordcheck.judge.audit_findings import AuditFinding
 from coordcheck.judge.diagnose.evidence import Diagnosis, Evidence, by_locality, capitalized, symptom, without_index
 from coordcheck.judge.finding import Curve, Finding
 
