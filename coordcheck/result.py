@@ -36,7 +36,7 @@ from coordcheck.records.lock import locked
 from coordcheck.records.merge import read_records
 from coordcheck.records.mup_format import to_mup
 from coordcheck.records.names import printable
-from coordcheck.records.verdict import AUDIT_AGAIN, JUDGED, read_audit_table, read_verdict, sha256
+from coordcheck.records.verdict import AGAIN, AUDIT_AGAIN, JUDGED, read_audit_table, read_verdict, sha256
 
 PATIENCE = 60.0  # seconds to wait for another process that saves to the same directory
 
@@ -143,6 +143,12 @@ class CoordCheck(Judgement):
         said = _read_verdict(directory / VERDICT)
         if expect is not None:
             said["gate"] = dataclasses.replace(said["gate"], expect=member(Expect, "expect", expect))
+        tolerance = said["gate"].tolerance
+        if lacking := sorted({*records["kind"]} - ({*tolerance.explodes} & {*tolerance.vanishes})):
+            raise ValueError(
+                f"{directory / VERDICT}: `gate.tolerance` has no number for {lacking}, which the records hold. For "
+                f"example {AGAIN}"
+            )
         try:
             return cls.from_records(records, **said)
         except ValueError as error:

@@ -240,9 +240,19 @@ def gate_from(values: Any) -> GateConfig:
             f"expect: mup."
         )
     try:
-        gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), values))
+        # a check that was stored before there were policies of decay chose none
+        gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), {"decay": None}, values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ValueError(f"`gate` does not fit its schema: {one_line(error)}") from error
+        raise ValueError(
+            f"`gate` does not fit its schema: {printable(one_line(error), 300)}. For example the values of "
+            f"configs/gate/default.yaml."
+        ) from error
     assert isinstance(gate, GateConfig)
+    for side, table in (("explodes", gate.tolerance.explodes), ("vanishes", gate.tolerance.vanishes)):
+        if wrong := [kind for kind, value in table.items() if not isinstance(value, int | float)]:
+            raise ValueError(
+                f"`gate.tolerance.{side}` has numbers; got others for {printable(wrong, 80)}. For example "
+                f"gate.tolerance.{side}.delta=0.2."
+            )
     check_gate(gate)
     return gate

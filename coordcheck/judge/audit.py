@@ -124,6 +124,8 @@ UNREAD: dict[str, Any] = {
     "trained": True,
     "returned": False,
     "step_exponent": 0.0,
+    **dict.fromkeys(("readout_multiplier_exponent", "class_multiplier_exponent", "after_exponent"), np.nan),
+    **dict.fromkeys(("gradient", "gradient_exponent", "eps"), np.nan),
 }
 COLUMNS = [
     *("parameter", "role", "tied_to", "writes", "rules", "init_std", "std_exponent", "expected_std_exponent"),

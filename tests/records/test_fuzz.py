@@ -27,20 +27,23 @@ WIDTHS = (64, 128, 256)
 NUMBERS = [0, -1, 1, 2.5, 1e308, 5e-324, 2**62, -(2**40), float("nan"), float("inf"), float("-inf")]
 ODD = st.sampled_from([*NUMBERS, True, None, "", "nan", "abc", "1e400", "\x00", "${oc.env:HOME}", "a|b\n", "x" * 5000])
 
+ODD_LISTS = st.sampled_from([[], {}, [[]], {"a": {}}, [1, "2"], {"${a}": "???"}])
+
 
 def records():
     curves = {("fc", "activation", 0): power(0.1), ("fc", "delta", 1): power(0.2), ("head", "activation", 0): power(0)}
     return synthetic(curves, widths=WIDTHS, seeds=2)
 
 
-@st.composite
-def damaged(draw, content):
+PATCHES = st.one_of(st.binary(max_size=12), st.sampled_from([b"", b"\x00" * 64, b"\xff" * 8, b'{"a":', b"," * 900]))
+DAMAGE = st.tuples(st.floats(0, 1), PATCHES, st.sampled_from(["insert", "byte", "replace", "hole", "cut"]))
+
+
+def damaged(content, damage):
     """Bytes with a cut, a hole, or bytes of another file in the middle."""
-    at = draw(st.integers(0, len(content)))
-    patch = draw(
-        st.one_of(st.binary(max_size=12), st.sampled_from([b"", b"\x00" * 64, b"\xff" * 8, b'{"a":', b"," * 900]))
-    )
-    skipped = draw(st.sampled_from([0, 1, len(patch), 100, len(content)]))
+    where, patch, how = damage
+    at = round(where * len(content))
+    skipped = {"insert": 0, "byte": 1, "replace": len(patch), "hole": 100, "cut": len(content)}[how]
     return content[:at] + patch + content[at + skipped :]
 
 
@@ -108,17 +111,17 @@ def laid_out(directory, written, name, content):
 
 @pytest.mark.parametrize("name", [RECORDS, VERDICT, AUDIT_TABLE])
 @FEW
-@given(data=st.data())
-def test_damaged_files_of_a_check(tmp_path, written, name, data):
-    path = laid_out(tmp_path, written, name, data.draw(damaged(written[name])))
+@given(damage=DAMAGE)
+def test_damaged_files_of_a_check(tmp_path, written, name, damage):
+    path = laid_out(tmp_path, written, name, damaged(written[name], damage))
     judged_or_refused(lambda: CoordCheck.load(tmp_path), path)
 
 
 @pytest.mark.parametrize("name", ["coords.csv", "coords.parquet"])
 @FEW
-@given(data=st.data())
-def test_damaged_frames_of_mup(tmp_path, written, gate, name, data):
-    path = laid_out(tmp_path, written, name, data.draw(damaged(written[name])))
+@given(damage=DAMAGE)
+def test_damaged_frames_of_mup(tmp_path, written, gate, name, damage):
+    path = laid_out(tmp_path, written, name, damaged(written[name], damage))
     judged_or_refused(lambda: CoordCheck.from_records(read_mup(path), gate), path)
 
 
@@ -148,26 +151,27 @@ def places(said, outer=()):
 
 
 @FEW
-@given(data=st.data())
-def test_odd_values_in_a_verdict(tmp_path, written, data):
+@given(where=st.integers(0, 10_000), value=st.one_of(ODD, ODD_LISTS))
+def test_odd_values_in_a_verdict(tmp_path, written, where, value):
     said = json.loads(written[VERDICT])
-    *outer, key = data.draw(st.sampled_from(list(places(said))))
+    every = list(places(said))
+    *outer, key = every[where % len(every)]
     inner = said
     for name in outer:
         inner = inner[name]
-    inner[key] = data.draw(st.one_of(ODD, st.sampled_from([[], {}, [[]], {"a": {}}, [1, "2"], {"${a}": "???"}])))
+    inner[key] = value
     path = laid_out(tmp_path, written, VERDICT, json.dumps(said).encode())
     judged_or_refused(lambda: CoordCheck.load(tmp_path), path)
 
 
 @FEW
-@given(data=st.data())
-def test_a_damaged_stored_run_is_never_believed_and_never_fatal(tmp_path, data):
+@given(damage=DAMAGE)
+def test_a_damaged_stored_run_is_never_believed_and_never_fatal(tmp_path, damage):
     frame = synthetic({("fc", "activation", 0): power(0.1)}, widths=(64,), seeds=1)
     store = RunStore(tmp_path, {})
     store.put(64, 0, frame)
     path = store._path(64, 0)
-    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    path.write_bytes(damaged(path.read_bytes(), damage))
     found = RunStore(tmp_path, {}).get(64, 0)
     assert found is None or np.array_equal(found["l1"], frame["l1"])
     pd.testing.assert_frame_equal(found if found is not None else frame, frame)

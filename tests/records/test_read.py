@@ -223,6 +223,16 @@ def saved(tmp_path, gate):
         (("config", "gate"), {}, r"verdict.json: `gate` does not fit"),
         (("config", "gate", "confidence"), 2, r"verdict.json: `gate.confidence` lies between 0 and 1; got 2"),
         (("config", "gate", "confidence"), "much", r"verdict.json: `gate` does not fit its schema"),
+        (
+            ("config", "gate", "tolerance", "explodes"),
+            {},
+            r"verdict.json: `gate.tolerance` has no number for \['activation', 'delta'\]",
+        ),
+        (
+            ("config", "gate", "tolerance", "vanishes", "delta"),
+            [],
+            r"`gate.tolerance.vanishes` has numbers; got others for \['delta'\]",
+        ),
         (("config", "gate", "expect"), "???", r"verdict.json: `gate` does not fit its schema"),
         (("config", "parameters"), {"64": 10**400}, r"\$.config.parameters"),
     ],
