@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from planted.by_hand import Rule, adamw, groups, lion, muon, put, sgd
 from planted.case import VOCAB, Case, Plant, overflowing, scaled
 from planted.others import (
     CONV,
@@ -24,24 +25,17 @@ from planted.others import (
     T5,
     VIT,
     ConvNet,
-    Rule,
-    adamw,
     experts,
     four_heads,
     gemma,
-    groups,
     images,
-    lion,
     llama,
     lora,
     mamba,
     mixtral,
-    muon,
     neox,
     opt,
-    put,
     qwen3,
-    sgd,
     small_images,
     t5,
     tokens,
