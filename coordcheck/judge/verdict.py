@@ -61,11 +61,25 @@ def judge(
     judged = _against_range(judged, gate, zero_is_due).assign(source=sources)
     multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact, read) + _embedded(judged, read)
     smaller = _small_embeddings(judged, gate, read) + _small_outputs(judged, gate, read)
-    if not multiplied.any() and not smaller.any():
+    larger = _own_part(judged, read, multiplied)
+    smaller -= _own_part(judged, read, multiplied, below=True)
+    if not multiplied.any() and not smaller.any() and not larger.any():
         return judged
     judged["expected_low"] += multiplied + smaller
-    judged["expected_high"] += multiplied
+    judged["expected_high"] += multiplied + larger
     return _against_range(judged, gate, zero_is_due)
+
+
+def _own_part(judged: pd.DataFrame, read: pd.DataFrame, told: pd.Series, below: bool = False) -> pd.Series:
+    """How far above its range, or below, the own part of a layer's change may lie that a factor follows.
+
+    It is taken inside the layer, which a factor that is applied behind it, or by a hook, does not reach.
+    """
+    beyond = pd.Series(0.0, judged.index)
+    for row in read[read["after_exponent"].abs() > 0].to_dict("records"):
+        mine = (judged["module"] == row["place"]) & (judged["kind"] == "effective_update") & (told == 0)
+        beyond[mine] = max(0.0, row["after_exponent"] if below else -row["after_exponent"])
+    return beyond
 
 
 def _small_outputs(judged: pd.DataFrame, gate: GateConfig, read: pd.DataFrame) -> pd.Series:

@@ -45,7 +45,7 @@ def origins(evidence: Evidence, known: Sequence[Finding]) -> Iterator[Finding]:
     rest = evidence.failing
     for finding in known:
         if finding.step is not None:
-            rest = rest[~evidence.reached(finding.module, finding.step).loc[rest.index]]
+            rest = rest[~evidence.reached(finding.module, finding.step, inside=True).loc[rest.index]]
     told: dict[tuple[str, str], Finding] = {}
     while len(rest):
         curve = by_locality(rest).iloc[0]

@@ -138,10 +138,19 @@ class Evidence:
         inside = rows["module"].eq(place) | rows["module"].str.startswith(f"{place}.")
         return rows[large & inside]
 
-    def reached(self, module: str, since: int) -> pd.Series:
-        """Which failing curves a fault may have caused: those after it in this forward pass, and in later ones all."""
+    def reached(self, module: str, since: int, *, inside: bool = False) -> pd.Series:
+        """Which failing curves a fault may have caused: those after it in this forward pass, and in later ones all.
+
+        Args:
+            module: Where the fault is.
+            since: The step at which it shows.
+            inside: Whether it may be anywhere inside the module, as a parameter of its own is, and not at its end.
+        """
+        begins = self.order(module)
+        if inside:
+            begins = min([begins, *(order for name, order in self.orders.items() if name.startswith(f"{module}."))])
         later = self.failing["step"] > max(since, 0)
-        return later | ((self.failing["step"] == since) & (self.failing["order"] >= self.order(module)))
+        return later | ((self.failing["step"] == since) & (self.failing["order"] >= begins))
 
 
 def without_index(modules: pd.Series) -> pd.Series:

@@ -65,7 +65,7 @@ def _one(finding: AuditFinding, evidence: Evidence) -> Finding:
     if finding.verdict == "uninitialized":
         explains = len(evidence.failing)
     if shown is not None:
-        explains = max(explains, int(evidence.reached(shown["module"], int(shown["step"])).sum()))
+        explains = max(explains, int(evidence.reached(shown["module"], int(shown["step"]), inside=True).sum()))
         module, curve = shown["module"], Curve.of(shown)
         if finding.verdict != "uninitialized":
             said = dataclasses.replace(said, cause=f"{symptom(shown)} {said.cause}")
@@ -196,11 +196,14 @@ def _growing_peer(name: str, row: pd.Series, parameters: pd.DataFrame) -> str | 
     parent = name.rpartition(".")[0].rpartition(".")[0]
     beside = parameters[parameters["module"].str.rpartition(".")[0] == parent]
     meant = not parent or (beside["role"] == "input").any()
-    siblings = (
-        []
-        if meant
-        else [other for other in hidden.index if other in beside.index and hidden.loc[other, "fan_in"] == row["fan_in"]]
-    )
+    alike = [
+        other
+        for other in hidden.index
+        if other in beside.index
+        and hidden.loc[other, "fan_in"] == row["fan_in"]
+        and hidden.loc[other, "shape"].count("x") == row["shape"].count("x")  # a router stands beside stacked experts
+    ]
+    siblings = [] if meant else alike
     return next(iter([*counterparts, *siblings]), None)
 
 
