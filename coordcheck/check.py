@@ -239,7 +239,7 @@ def check_cell(
             try:
                 audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
             except Exception as error:  # whatever a constructor objects to, it must not cost the check
-                unaudited = f"{type(error).__name__}: {error}"
+                unaudited = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if audited is not None:
             cell.learn_roles(audited.roles())
         queues = [RunQueue(cell, plan, widths, seeds, workers=workers or share, title="check")]

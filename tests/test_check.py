@@ -218,7 +218,7 @@ def test_what_no_parameter_reaches_is_not_dead():
 
 
 def test_building_for_shapes_leaves_a_shared_part_where_it_is():
-    shared = nn.Linear(8, 8)
+    shared = nn.Linear(8, 8).requires_grad_(False)
 
     class Model(nn.Module):
         def __init__(self, width):
@@ -498,9 +498,9 @@ def test_a_model_that_cannot_be_audited_is_checked_all_the_same(tmp_path):
         return mlp(width)
 
     check = coord_check(refuses_tracing, XY, widths=(8, 16, 32), seeds=2, steps=2, device="cpu")
-    assert check.audit is None and check.unaudited == "TypeError: no modes here"
+    assert check.audit is None and "`build` raises TypeError: no modes here" in check.unaudited
     check.save(tmp_path)
-    assert "Audit: none could be made (TypeError: no modes here)" in (tmp_path / "report.md").read_text()
+    assert f"Audit: none could be made ({check.unaudited})" in (tmp_path / "report.md").read_text()
     assert CoordCheck.load(tmp_path).unaudited == check.unaudited
 
 
