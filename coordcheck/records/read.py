@@ -251,7 +251,7 @@ def read_csv(path: Path, example: str = "record it anew.") -> pd.DataFrame:
 
 
 def numbers(frame: pd.DataFrame, name: str, path: Path, example: str = "record it anew.") -> "pd.Series[Any]":
-    """A column as numbers; an empty cell is NaN.
+    """A column as numbers, whole ones if all are; an empty cell is NaN.
 
     Raises:
         ValueError: with the row of the first cell that is no number.
@@ -267,4 +267,6 @@ def numbers(frame: pd.DataFrame, name: str, path: Path, example: str = "record i
         refuse(
             path, f"must hold a number in column {shown(name)}, row {row + 1}; got {shown(column.iloc[row])}", example
         )
+    if text.str.fullmatch(r"-?\d{1,15}").all():
+        return text.astype("int64")
     return text.where(known, "nan").astype("float64")  # which rounds as Python does; to_numeric is off by a bit

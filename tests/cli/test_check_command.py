@@ -89,11 +89,11 @@ def test_report_names_broken_directories_and_reports_the_others(checked, tmp_pat
     home = checked[0] / "checks/gpt-sp-untied-zero-adam"
     records, verdict = pd.read_parquet(home / "records.parquet"), json.loads((home / "verdict.json").read_text())
     broken = {
-        "a_kind": (records.assign(kind="slope"), verdict, "a_kind: the kind of a record is one of"),
+        "a_kind": (records.assign(kind="slope"), verdict, "a_kind/records.parquet: the kind of a record is one of"),
         "columns": (records.drop(columns=["l1"]), verdict, "these lack ['l1']"),
-        "gateless": (records, {**verdict, "config": {}}, "gateless/verdict.json is not what a check wrote (KeyError"),
+        "gateless": (records, {**verdict, "config": {}}, "gateless/verdict.json does not fit at $"),
         "parquet": (None, verdict, "parquet/records.parquet is no parquet file"),
-        "behind": (records.assign(cell="x"), verdict, "['cell'] stand among or after them"),
+        "behind": (records.assign(cell="x"), verdict, "among or after them stand ['cell']"),
     }
     for name, (frame, said, _) in broken.items():
         (tmp_path / name).mkdir()

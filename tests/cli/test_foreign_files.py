@@ -78,6 +78,8 @@ def test_an_audit_that_is_cut_or_missing_is_not_believed(check, gate):
     table = check / "check" / "audit.csv"
     whole = table.read_bytes()
     assert CoordCheck.load(check / "check").audit.facts() == report.facts()
+    CoordCheck.load(check / "check").save(check / "again")
+    assert (check / "again" / "audit.csv").read_bytes() == whole
     for cut in (
         whole[: len(whole) // 2],
         whole[:-1],
