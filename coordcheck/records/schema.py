@@ -161,7 +161,7 @@ def refuse_the_loss_alone(records: "pd.DataFrame") -> None:
     Raises:
         ValueError: if there is not.
     """
-    if (records["role"].fillna("") == LOSS).all():
+    if records["role"].isin([LOSS]).all():
         raise ValueError(
             "these records hold nothing but the loss, so there is no curve to judge. For example record all modules: "
             "modules=['*']."

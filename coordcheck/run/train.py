@@ -112,7 +112,7 @@ def _refuse_nothing(records: pd.DataFrame, recorder: Recorder, plan: RunPlan) ->
                 f"of which {', '.join(selected)} never ran. "
                 f"For example modules=['{f'{selected[0]}.*' if inside else '*'}']."
             )
-    if not len(records) or (records["role"].fillna("") == LOSS).all():
+    if not len(records) or records["role"].isin([LOSS]).all():
         raise ValueError(
             f"nothing was recorded but the loss: `modules` and `kinds` select "
             f"{', '.join(name or ROOT for name in recorder.names)} and {', '.join(plan.kinds)}, of which there is "
