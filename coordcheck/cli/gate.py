@@ -48,7 +48,8 @@ def _gate(arguments: argparse.Namespace) -> int:
     if arguments.update:
         refuse_failing(check, arguments.accept_failing, "--accept-failing")
         Baseline.of(check).write(arguments.baseline)
-        print(f"baseline of {len(check.slopes)} curves written to {arguments.baseline}. {check.sentence()}")
+        done = f"baseline of {len(check.slopes)} curves written to {arguments.baseline}. {check.sentence()}"
+        make_console().print(done, markup=False, highlight=False, soft_wrap=True)
         return 0
     if arguments.baseline is None:
         ruling = rule_by_theory(check)
