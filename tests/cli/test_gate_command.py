@@ -83,7 +83,7 @@ def test_junit_holds_names_that_xml_does_not(gate, tmp_path):
     check = CoordCheck.from_records(synthetic({("fc", "activation", 0): power(0.9)}), gate)
     write_junit(Ruling("fail", name, [Case(name, "activation", "fail", name)], check), tmp_path / "junit.xml")
     (case,) = ElementTree.parse(tmp_path / "junit.xml").iter("testcase")
-    assert case.get("name") == case.find("failure").get("message") == 'a\ufffdb\ufffd[31m<&>"\ufffd\ufffd'
+    assert case.get("name") == case.find("failure").get("message") == 'a\\x00b\\x1b[31m<&>"\\ud800\\uffff'
 
 
 def test_without_a_baseline_theory_decides(checks):
