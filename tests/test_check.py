@@ -571,7 +571,7 @@ def test_an_audit_that_is_not_the_stored_one_is_refused(tmp_path, mup_check, dam
     lines = path.read_text().splitlines(keepends=True)
     half = len(lines) // 2
     path.write_text("".join(lines[:half] if damage == "cut" else [*lines[:half], *lines[half + 1 :], lines[half]]))
-    with pytest.raises(ValueError, match="is not the file that verdict.json beside it was written with"):
+    with pytest.raises(ValueError, match=r"is not the file that verdict\.json beside it was written with"):
         CoordCheck.load(tmp_path)
 
 
