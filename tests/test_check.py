@@ -507,7 +507,8 @@ def test_a_model_that_cannot_be_audited_is_checked_all_the_same(tmp_path):
     check = coord_check(refuses_tracing, XY, widths=(8, 16, 32), seeds=2, steps=2, device="cpu")
     assert check.audit is None and "`build` raises TypeError: no modes here" in check.unaudited
     check.save(tmp_path)
-    assert "Audit: none could be made (" in (tmp_path / "report.md").read_text()
+    escaped = check.unaudited.replace("`", "\\`")
+    assert f"Audit: none could be made ({escaped})" in (tmp_path / "report.md").read_text()
     assert CoordCheck.load(tmp_path).unaudited == check.unaudited
 
 
@@ -573,6 +574,13 @@ def test_an_audit_that_is_not_the_stored_one_is_refused(tmp_path, mup_check, dam
     path.write_text("".join(lines[:half] if damage == "cut" else [*lines[:half], *lines[half + 1 :], lines[half]]))
     with pytest.raises(ValueError, match=r"is not the file that verdict\.json beside it was written with"):
         CoordCheck.load(tmp_path)
+
+
+def test_an_audit_that_is_missing_is_told(tmp_path, mup_check):
+    mup_check.save(tmp_path)
+    (tmp_path / "audit.csv").unlink()
+    check = CoordCheck.load(tmp_path)
+    assert check.audit is None and "audit.csv, which verdict.json tells of, is missing" in check.unaudited
 
 
 def test_a_loaded_audit_is_stored_again_as_it_was(tmp_path, mup_check):
