@@ -97,10 +97,13 @@ def test_an_audit_that_is_cut_or_missing_is_not_believed(check, gate):
 
 def test_an_audit_alone_leaves_that_of_a_check_as_it_was(tmp_path):
     arguments = ["model.depth=1", "model.head_size=8", "widths=[16,32,64]", "base_width=16", "name=mine"]
-    for place in ("checks/mine", "checks/mine/audit"):
-        code, out, err = run(tmp_path, *arguments, entry="audit")
-        assert (code, err) == (0, "") and f"Files in {place}: audit.md" in out
-        (tmp_path / "checks/mine/verdict.json").write_text("{}")
+    (tmp_path / "checks/mine").mkdir(parents=True)
+    (tmp_path / "checks/mine/audit.md").write_text("the check's own")
+    code, out, err = run(tmp_path, *arguments, entry="audit")
+    assert (code, err) == (0, "")
+    assert "Files in checks/mine/audit: audit.md" in out
+    assert (tmp_path / "checks/mine/audit.md").read_text() == "the check's own"
+    assert (tmp_path / "checks/mine/audit/audit.md").is_file()
 
 
 def test_devices_are_written_to_and_not_replaced(check):
