@@ -173,7 +173,7 @@ def _check(merged: DictConfig, outcome: Outcome) -> Outcome:
     check.save(directory)
     if picture is not None:
         copy_atomically(directory / REPORT_PICTURE, picture)
-    print_check(check, make_console(), directory, picture)
+    print_check(check, make_console(), directory, picture, config.verbose)
     return outcome._replace(verdict=check.verdict, reason="", check=check)
 
 
@@ -210,10 +210,12 @@ def _hydra() -> None:
 
 
 def main() -> None:
-    """``coordcheck [HYDRA OVERRIDES]``: a check, or with ``-m`` a sweep of them."""
+    """``coordcheck [-v] [HYDRA OVERRIDES]``: a check, or with ``-m`` a sweep of them; ``-v`` prints tables too."""
     if sys.argv[1:] == ["--version"]:
         print(f"coordcheck {version('coordcheck')}")
         return
+    # an override, so that it reaches jobs in other processes
+    sys.argv[1:] = ["verbose=true" if argument in ("-v", "--verbose") else argument for argument in sys.argv[1:]]
     register_resolvers()
     _outcomes.clear()
     _sweep.clear()

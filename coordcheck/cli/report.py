@@ -20,6 +20,7 @@ def main() -> None:
     )
     parser.add_argument("directory", nargs="+", type=Path, help="a check's directory, or one above several")
     parser.add_argument("--summary", type=Path, help="where the summary of several checks goes; default: the first DIR")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print tables, and every finding in full")
     end(_report, parser)
 
 
@@ -45,7 +46,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(f"coordcheck-report: {one_line(error)}", file=sys.stderr)
             continue
         checks[home(path, arguments.format)] = check
-        print_check(check, console, home(path, arguments.format))
+        print_check(check, console, home(path, arguments.format), verbose=arguments.verbose)
     if len(checks) > 1:
         directory = arguments.summary or home(named[0], arguments.format)
         with locked(directory):

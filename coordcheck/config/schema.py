@@ -11,7 +11,7 @@ from typing import Any
 
 PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
 # keys that say how a check is run and kept
-BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", PARAMETERS})
+BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", "verbose", PARAMETERS})
 NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
 
 
@@ -312,3 +312,4 @@ class CheckConfig:
     resume: bool
     runs: str
     plots: str | None
+    verbose: bool

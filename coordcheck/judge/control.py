@@ -32,15 +32,19 @@ class Control:
     evidence: str = ""
     undecided: bool = False
 
-    def __str__(self) -> str:
+    def outcome(self) -> str:
+        """What it showed."""
         if self.saw is None:
-            return "Control: none, so a pass does not show that a fault would have been seen."
-        ran = f"Control ({self.twin}; widths {self.widths}, {self.seeds} seeds)"
+            return "none, so a pass does not show that a fault would have been seen."
         if self.saw:
-            return f"{ran}: fails as it must; {self.evidence}"
+            return f"fails as it must; {self.evidence}"
         if self.undecided:
-            return f"{ran}: its fault shows, but not for certain; {self.evidence} {MORE}"
-        return f"{ran}: its fault was not seen. The learning rate or the number of steps is too small to see a fault."
+            return f"its fault shows, but not for certain; {self.evidence} {MORE}"
+        return "its fault was not seen. The learning rate or the number of steps is too small to see a fault."
+
+    def __str__(self) -> str:
+        ran = "" if self.saw is None else f" ({self.twin}; widths {self.widths}, {self.seeds} seeds)"
+        return f"Control{ran}: {self.outcome()}"
 
 
 def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control:

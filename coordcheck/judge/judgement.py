@@ -132,15 +132,14 @@ class Judgement:
             ]
         )
 
-    def sentence(self) -> str:
-        """The verdict and its reason."""
+    def headline(self) -> str:
+        """The verdict in one short sentence, without its cause."""
         counts = self.slopes["verdict"].value_counts()
         if self.verdict == "fail":
             at_fault = int(counts[counts.index.isin(verdicts.FAILURES)].sum())
-            return (
-                f"FAIL: {at_fault} of {len(self.slopes)} curves {'is' if at_fault == 1 else 'are'} at fault. "
-                f"First at fault: {self.findings[0]}"
-            )
+            if not at_fault:
+                return "FAIL: every curve keeps its size, but there is a fault that shows in none."
+            return f"FAIL: {at_fault} of {len(self.slopes)} curves {'is' if at_fault == 1 else 'are'} at fault."
         if self.verdict == "pass":
             widths = "every width" if not self.skipped else f"every width that ran ({'; '.join(self.skipped)})"
             return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at {widths}."
@@ -152,9 +151,19 @@ class Judgement:
         if self.control.saw is False:
             return "INCONCLUSIVE: the control's fault was not seen, so a fault of this model would not be either."
         if self.findings[0].fault:
-            return f"INCONCLUSIVE: {self.findings[0]}"
+            return "INCONCLUSIVE: these runs cannot tell."
         undecided = int(counts.get("inconclusive", 0))
-        return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided. {self.findings[0]}"
+        return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided."
+
+    def sentence(self) -> str:
+        """The verdict and its reason."""
+        if self.verdict == "fail":
+            return f"{self.headline()} First at fault: {self.findings[0]}"
+        if self.verdict == "pass" or self.control.saw is False:
+            return self.headline()
+        if self.findings[0].fault:
+            return f"INCONCLUSIVE: {self.findings[0]}"
+        return f"{self.headline()} {self.findings[0]}"
 
 
 def _heads_grow(records: pd.DataFrame) -> bool:

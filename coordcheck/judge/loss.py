@@ -40,9 +40,13 @@ class InitialLoss:
         """Whether the widest model starts more than so much above chance."""
         return self.widest > self.chance + nats
 
-    def __str__(self) -> str:
+    def numbers(self) -> str:
+        """At the smallest and the largest width, and by chance."""
         chance = "" if math.isnan(self.chance) else f", ln V = {self.chance:.2f}"
-        return f"Initial loss: {self.narrowest:.2f} (narrowest) to {self.widest:.2f} (widest){chance}."
+        return f"{self.narrowest:.2f} (narrowest) to {self.widest:.2f} (widest){chance}."
+
+    def __str__(self) -> str:
+        return f"Initial loss: {self.numbers()}"
 
     def excess(self) -> str:
         """How far one that is too high is from chance."""

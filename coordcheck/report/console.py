@@ -2,8 +2,11 @@
 
 import io
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +19,9 @@ from coordcheck.records.names import LONGEST_NAME, printable
 from coordcheck.report.markdown import gate_sentence, unaudited
 from coordcheck.report.tables import WORST, audit_rows, audit_sentences, worst_curves
 
+LABEL = 14  # columns
+WIDE = 130  # columns that a table needs
+NAMED = 3  # findings that are named after the first
 STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
@@ -24,7 +30,7 @@ def make_console() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=130)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDE)
 
 
 def say(console: Console, text: object, style: str = "") -> None:
@@ -32,40 +38,102 @@ def say(console: Console, text: object, style: str = "") -> None:
     console.print(printable(text), style=style, markup=False)
 
 
+def new_table(title: str, console: Console) -> Table:
+    """An empty table; its lines are ASCII where no terminal shows them."""
+    lines = box.HEAVY_HEAD if console.is_terminal else box.ASCII2
+    return Table(title=escape(printable(title)), title_justify="left", title_style="bold", box=lines)
+
+
 def cell_text(value: object) -> str:
     """What a cell of a table shows, whatever names stand in it."""
     return escape(printable(value, LONGEST_NAME))
 
 
-def print_check(check: Judgement, console: Console, directory: Path, picture: Path | None = None) -> None:
-    """The table of the worst curves, the verdict, the control and the files."""
-    table = Table(title=escape(printable(check.cell())), title_justify="left", title_style="bold")
+def print_check(
+    check: Judgement, console: Console, directory: Path, picture: Path | None = None, verbose: bool = False
+) -> None:
+    """One screen: the verdict, its one cause, what to do, where the picture is; then what else was found.
+
+    Args:
+        check: The check.
+        console: Where to.
+        directory: Where its files are.
+        picture: Where its picture is too.
+        verbose: Show the tables of the worst curves and of the audit's faults, and every finding in full.
+    """
+    if verbose:
+        print_worst_curves(check, console)
+        if check.audit is not None:
+            print_audit(check.audit, console)
+    say(console, check.headline(), STYLES[check.verdict])
+    say(console, check.cell(), "dim")
+    for label, text, style in [*_causes(check, verbose), *_circumstances(check, verbose)]:
+        print_labelled(console, label, text, style)
+    print_labelled(console, "Picture", picture or directory / REPORT_PICTURE)
+    print_labelled(console, "Files", f"{directory}: {REPORT_TEXT} {SLOPES} {VERDICT} {RECORDS}")
+
+
+def print_labelled(console: Console, label: str, text: object, style: str = "") -> None:
+    """A label and its text; on a terminal the text is wrapped beside it, elsewhere it stays one line."""
+    said = printable(text)
+    if console.is_terminal:
+        width = max(console.width - LABEL, LABEL)
+        lines = textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)
+        said = f"\n{' ' * LABEL}".join(lines)
+    console.print(f"[bold]{label:<{LABEL}}[/]", end="")
+    console.print(said, style=style, markup=False)
+
+
+def _causes(check: Judgement, verbose: bool) -> Iterator[tuple[str, str, str]]:
+    """The first finding in full; of the others where they are and what shows them, or all of them if `verbose`."""
+    faults = [finding for finding in check.findings if finding.fault]
+    if check.verdict == "inconclusive" and not faults and check.control.saw is not False:
+        yield from (("Undecided", str(finding), "") for finding in check.findings[: None if verbose else 1])
+    for number, finding in enumerate(faults[: None if verbose else 1]):
+        yield (
+            ("Fault" if number else "First fault"),
+            f"{finding.fault} at {finding.parameter or finding.module}",
+            "bold",
+        )
+        yield "Why", finding.cause, ""
+        yield "What to do", finding.advice, ""
+    if others := faults[1:] if not verbose else []:
+        named = "; ".join(f"{f.fault} at {f.parameter or f.module}" for f in others[:NAMED])
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        yield "Then", f"{named}{more} (-v and {REPORT_TEXT} tell all)", ""
+
+
+def _circumstances(check: Judgement, verbose: bool) -> Iterator[tuple[str, str, str]]:
+    """Control, loss and audit, gate and widths left out: in short where all is well."""
+    control = check.control
+    outcome = "fails as it must." if control.saw and not verbose else control.outcome()
+    twin = "" if control.saw is None else f"{control.twin}: "
+    yield "Control", f"{twin}{outcome}", "" if control.saw else "yellow"
+    if initial_loss := InitialLoss.of(check.records):
+        yield "Initial loss", initial_loss.numbers(), ""
+    if check.audit is not None:
+        warnings = [finding for finding, _ in check.audit.grouped_findings() if finding.verdict not in AUDIT_FAULTS]
+        yield "Audit", check.audit.sentence(), STYLES[check.audit.verdict]
+        if not verbose:
+            yield from (("", f"{finding.verdict}: {finding}", "yellow") for finding in warnings[:NAMED])
+    for sentence in filter(None, [check.unaudited and unaudited(check), gate_sentence(check), *check.skipped]):
+        yield "Note", sentence, "yellow"
+
+
+def print_worst_curves(check: Judgement, console: Console) -> None:
+    """The table of the worst curve of each module."""
+    table = new_table(check.cell(), console)
     rows = worst_curves(check)
     for name in rows.columns:
         table.add_column(name, justify="right" if name in ("step", "slope", "expected") else "left", no_wrap=True)
     for *cells, said in rows.to_numpy().tolist():
         table.add_row(*map(cell_text, cells), f"[{STYLES.get(said, STYLES['fail'])}]{said}[/]")
-    console.print(table)
+    console.print(table, width=max(console.width, WIDE))
     rest = check.slopes["module"].nunique() - len(rows)
     if rest > 0:
         console.print(
             f"... the worst curve of each module; {rest} modules more in {REPORT_TEXT}, all curves in {SLOPES}"
         )
-    say(console, check.sentence(), STYLES[check.verdict])
-    say(console, check.control)
-    if gate := gate_sentence(check):
-        say(console, gate, "yellow")
-    if initial_loss := InitialLoss.of(check.records):
-        say(console, initial_loss)
-    if check.audit is not None:
-        print_audit_findings(check.audit, console)
-    if check.unaudited:
-        say(console, unaudited(check), "yellow")
-    for sentence in check.skipped:
-        say(console, sentence, "yellow")
-    say(console, f"Files in {directory}: {REPORT_PICTURE} {REPORT_TEXT} {SLOPES} {VERDICT} {RECORDS}")
-    if picture is not None:
-        say(console, f"Picture: {picture}")
 
 
 def print_audit(audit: AuditResult, console: Console, every: bool = False) -> None:
@@ -79,13 +147,13 @@ def print_audit(audit: AuditResult, console: Console, every: bool = False) -> No
     rows = audit_rows(audit)
     shown = rows if every else rows[rows["verdict"] != "pass"].head(WORST)
     if len(shown):
-        table = Table(title="audit", title_justify="left", title_style="bold")
+        table = new_table("audit", console)
         for name in shown.columns:
             table.add_column(name, no_wrap=name == "parameter")
         for *cells, said in shown.to_numpy().tolist():
             style = STYLES["fail" if said in AUDIT_FAULTS else "pass" if said == "pass" else "inconclusive"]
             table.add_row(*map(cell_text, cells), f"[{style}]{said}[/]")
-        console.print(table)
+        console.print(table, width=max(console.width, WIDE))
     print_audit_findings(audit, console)
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from coordcheck.config.load import flatten
 from coordcheck.config.schema import BOOKKEEPING
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import FAILURES
 from coordcheck.records.files import write_atomically, write_text
-from coordcheck.report.console import STYLES, cell_text, say
+from coordcheck.report.console import STYLES, cell_text, new_table, say
 from coordcheck.report.figures.style import save_figure
 from coordcheck.report.figures.summary import summary_figure
 from coordcheck.report.tables import markdown_table
@@ -73,7 +72,7 @@ def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Consol
     labels = {path: label_text(label) for path, label in keyed.items()}
     rows = [{"cell": labels[path], **summary_row(check)} for path, check in checks.items()]
     frame = pd.DataFrame(rows)
-    table = Table(title=f"{len(frame)} cell{'s' if len(frame) > 1 else ''}", title_justify="left", title_style="bold")
+    table = new_table(f"{len(frame)} cell{'s' if len(frame) > 1 else ''}", console)
     for name in frame.columns:
         table.add_column(name)
     for cell, said, *rest in frame.to_numpy().tolist():

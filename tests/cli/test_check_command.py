@@ -28,7 +28,7 @@ def test_a_failing_check_exits_3_and_leaves_its_files(checked):
     directory, code, out, err = checked
     assert (code, err) == (3, "")
     assert "FAIL: " in out
-    assert "Control (the same model in standard parametrization" in out
+    assert "Control       the same model in standard parametrization: fails as it must.\n" in out
     home = directory / "checks/gpt-sp-untied-zero-adam"
     assert sorted(path.name for path in home.iterdir()) == [
         ".hydra",
@@ -43,12 +43,12 @@ def test_a_failing_check_exits_3_and_leaves_its_files(checked):
         "verdict.json",
     ]
     assert (directory / "plots/gpt-sp-untied-zero-adam.png").read_bytes() == (home / "report.png").read_bytes()
-    assert "Files in checks/gpt-sp-untied-zero-adam: report.png report.md slopes.csv" in out
-    assert "Picture: plots/gpt-sp-untied-zero-adam.png" in out
+    assert "Files         checks/gpt-sp-untied-zero-adam: report.md slopes.csv" in out
+    assert "Picture       plots/gpt-sp-untied-zero-adam.png" in out
     said = json.loads((home / "verdict.json").read_text())
     assert said["config"]["parametrization"]["name"] == "sp"
     assert said["audit"]["verdict"] == "fail"
-    assert "Audit: learning_rate: blocks.0.attn.q.weight: its learning rate scales like width^+0.00" in out
+    assert "learning_rate at blocks.0.attn.q.weight" in out and "├" not in out
     assert "mup.MuAdam" in (home / "report.md").read_text()
     assert len(said["corpus_sha256"]) == 64
 
@@ -106,7 +106,7 @@ def test_report_names_broken_directories_and_reports_the_others(checked, tmp_pat
     code, out, err = run(tmp_path, ".", "missing", entry="report", prelude=NO_TORCH)
     assert code == 1
     assert "FAIL: " in out
-    assert "Files in whole: " in out
+    assert "Files         whole: " in out
     assert "Traceback" not in err
     assert len(err.splitlines()) == len(broken) + 1
     for _, _, message in broken.values():

@@ -112,7 +112,7 @@ def test_junit_can_be_parsed_and_has_all_cases(check, tmp_path):
 
 def test_the_terminal_gets_no_control_characters(check, tmp_path):
     out = io.StringIO()
-    print_check(check, Console(file=out, width=130, soft_wrap=True, force_terminal=False), tmp_path)
+    print_check(check, Console(file=out, width=130, soft_wrap=True, force_terminal=False), tmp_path, verbose=True)
     assert not FORBIDDEN.search(out.getvalue())
     assert "\\x1b[31mred" in out.getvalue()
     assert len(out.getvalue()) < 100_000

@@ -1,5 +1,6 @@
 """Words and tables, and the labels of many cells."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -50,22 +51,47 @@ def test_one_exit_code_for_many_verdicts(outcomes, code):
     assert exit_code(outcomes) == code
 
 
-def test_the_terminal_shows_slope_verdict_control_and_files(gate, tmp_path):
-    console = Console(record=True, width=130, file=(tmp_path / "out").open("w"))
-    print_check(check_of(gate, 0.5), console, Path("a"), Path("b.png"))
-    console.file.close()
-    text = console.export_text()
-    for part in (
-        "attn[logits]",
-        "+0.500 [+0.500, +0.500]",
-        "explodes",
-        "FAIL: 1 of 1",
-        "Control: none",
-        "Files in a: report.png",
-        "Picture: b.png",
-    ):
-        assert part in text
-    assert "width 9 skipped" in text
+def printed(check, verbose=False, **terminal):
+    out = io.StringIO()
+    print_check(
+        check, Console(file=out, **{"width": 130, "soft_wrap": True, **terminal}), Path("a"), Path("b.png"), verbose
+    )
+    return out.getvalue()
+
+
+def test_the_terminal_shows_first_what_decides(gate):
+    first, second, *rest = printed(check_of(gate, 0.5)).splitlines()
+    assert (first, second) == ("FAIL: 1 of 1 curves is at fault.", "widths 64–512 (4) · 5 seeds")
+    labels = {line[:14].strip(): line[14:] for line in rest}
+    assert [*labels] == ["First fault", "Why", "What to do", "Control", "Note", "Picture", "Files"]
+    assert labels["First fault"] == "unexplained at attn.weight"
+    assert "width^+0.50" in labels["Why"] and labels["What to do"]
+    assert labels["Control"] == "none, so a pass does not show that a fault would have been seen."
+    assert labels["Note"] == "width 9 skipped"
+    assert (labels["Picture"], labels["Files"]) == ("b.png", "a: report.md slopes.csv verdict.json records.parquet")
+
+
+def test_a_passing_check_is_told_in_fewer_lines_than_one_screen(gate):
+    assert "First fault" not in printed(check_of(gate, 0.0)) and len(printed(check_of(gate, 0.0)).splitlines()) < 10
+
+
+def test_an_undecided_check_says_which_curve(gate):
+    records = synthetic({("attn", "activation", 1): power(0.1, noise=0.1)})
+    check = CoordCheck.from_records(records, gate)
+    assert check.verdict == "inconclusive"
+    assert f"\nUndecided     {check.findings[0]}\n" in printed(check)
+
+
+def test_verbose_adds_the_tables(gate):
+    text = printed(check_of(gate, 0.5), verbose=True)
+    assert "| +0.500 [+0.500, +0.500] |" in text and "explodes" in text
+    assert "+0.500 [" not in printed(check_of(gate, 0.5))
+
+
+def test_text_is_wrapped_beside_its_label_on_a_terminal(gate):
+    text = printed(check_of(gate, 0.5), force_terminal=True, color_system=None, width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "\n              " in text
 
 
 def test_the_markdown_report_holds_the_finding(gate):
