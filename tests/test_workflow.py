@@ -1,4 +1,4 @@
-"""README's workflow is the example's, and its steps run, word for word, in a copy of the example."""
+"""The workflow of the documentation is the example's, and its steps run, word for word, in a copy of the example."""
 
 import os
 import re
@@ -55,11 +55,11 @@ def steps():
     return commands[1:]
 
 
-def test_readmes_workflow_is_the_examples_word_for_word():
-    readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"```yaml\n(name: coordinate check\n.*?)```", readme, re.DOTALL)
+def test_the_documented_workflow_is_the_examples_word_for_word():
+    page = (ROOT / "docs/ci.md").read_text()
+    (block,) = re.findall(r"```yaml\n(name: coordinate check\n.*?)```", page, re.DOTALL)
     assert block == (TEAM / "workflow.yml").read_text()
-    assert "pip install coordcheck" not in readme + block  # it is not on PyPI
+    assert "pip install coordcheck" not in page + block  # it is not on PyPI
 
 
 @pytest.mark.slow

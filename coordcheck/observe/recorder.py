@@ -81,7 +81,7 @@ class Recorder:
     Raises:
         ValueError: if a kind is unknown or a pattern of `modules` matches no module.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         >>> with Recorder(model, width=8) as recorder:
         ...     for _ in range(2):

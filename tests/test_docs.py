@@ -1,0 +1,111 @@
+"""Every example of README and docs/ runs, or at least is understood, as it stands there."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NO_TORCH, run
+from torch import nn
+
+import coordcheck
+from coordcheck.config.load import load
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+
+def blocks(language):
+    """Every example in a language, with its page."""
+    return [
+        pytest.param(code, id=f"{page}-{number}")
+        for page, text in PAGES.items()
+        for number, code in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+    ]
+
+
+def commands(text):
+    """Every command of ours in shell code, without comments."""
+    lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith("coordcheck")]
+
+
+def build(width):
+    return nn.Sequential(nn.Embedding(256, width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 256))
+
+
+def batch(seed):
+    tokens = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "def test_" in code:  # what the fixture does is in test_pytest_plugin.py
+        compile(code, "example", "exec")
+        assert re.search(r"coord_check\(build, batch, widths=.*\)\.assert_passes\(\)", code)
+        return
+    small = code.replace("widths=(64, 128, 256, 512)", "widths=(64, 128, 256)").replace("(8, 65)", "(2, 17)")
+    names = {"coordcheck": coordcheck, "torch": torch, "build": build, "batch": batch, "optimizer": adam}
+    if "Recorder" not in code:
+        exec(small, names)
+        if "BASE = 64" in code:
+            assert names["check"].verdict in ("pass", "inconclusive"), names["check"]
+        return
+    for width in (16, 32, 64):
+        model = build(width)
+        optimizer = adam(model)
+
+        def train_step(batch, model=model, optimizer=optimizer):
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+        loop = {**names, "model": model, "train_step": train_step, "batches": [batch(0)[0]] * 3}
+        assert "width=4096" in code
+        exec(code.replace("4096", str(width)), loop)
+    code, out, err = run(tmp_path, "checks/mine", "--expect", "sp", entry="report", prelude=NO_TORCH)
+    assert code == 4 and err == "", out  # one seed has no interval
+
+
+def test_what_the_example_prints_is_what_stands_there():
+    """README's first example, at its own widths."""
+    readme = PAGES["README.md"]
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "print(check)" in code)
+    (printed,) = re.findall(r"It prints\n\n```text\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(code.replace('check.plot("report.png")', "").replace("print(check)", ""), names)
+    # torch's versions draw the same weights, but sums may differ in their last digits, and so may rounded slopes
+    assert re.sub(r"\d\.\d\d", "x", f"{names['check']!r}\n") == re.sub(r"\d\.\d\d", "x", printed)
+
+
+@pytest.mark.parametrize("code", [*blocks("bash"), *blocks("text")])
+def test_commands_are_understood(code):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for line in commands(code):
+        name, *arguments = shlex.split(line.partition("|")[0])
+        assert name in scripts, line
+        if name not in ("coordcheck", "coordcheck-audit") or {"--help", "-sc", "--cfg"} & {*arguments}:
+            continue
+        options = {"-m", "-v"}
+        given = [argument for argument in arguments if argument not in options]
+        if "--config-dir" in given:
+            continue  # run by tests/models/test_own.py and test_workflow.py
+        swept = [re.sub(r"=([^\[{,]+),.*", r"=\1", argument) if "-m" in arguments else argument for argument in given]
+        assert load(swept).widths
+
+
+def test_links_of_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES["README.md"]):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert {page for page in PAGES if page != "README.md"} <= {*re.findall(r"[\w-]+\.md", navigation)}
