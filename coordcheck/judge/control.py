@@ -19,9 +19,9 @@ class Control:
     Attributes:
         twin: What it was, in words; "none" if it was turned off.
         widths: At which it ran.
-        seeds: How many.
+        seeds: How many at each width.
         saw: Whether its fault was seen; None without a control.
-        evidence: The curve that shows it best, in words.
+        evidence: The curve that shows it best, in words; where it was not run for a reason, that reason.
         undecided: Whether a slope lies beyond its limit where none does so for certain; `saw` is then False.
     """
 
@@ -33,9 +33,11 @@ class Control:
     undecided: bool = False
 
     def __str__(self) -> str:
+        if self.saw is None and self.evidence:
+            return self.evidence
         if self.saw is None:
             return "Control: none, so a pass does not show that a fault would have been seen."
-        ran = f"Control ({self.twin}; widths {self.widths}, {self.seeds} seeds)"
+        ran = f"Control ({self.twin}; widths {self.widths}, {self.seeds} {'seed' if self.seeds == 1 else 'seeds'})"
         if self.saw:
             return f"{ran}: fails as it must; {self.evidence}"
         if self.undecided:
@@ -64,7 +66,7 @@ def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control
     return Control(
         twin=twin,
         widths=sorted(int(width) for width in records["width"].unique()),
-        seeds=int(records["seed"].nunique()),
+        seeds=int(records.groupby("width")["seed"].nunique().min()),
         saw=bool(len(seen)),
         evidence=evidence,
         undecided=not len(seen) and bool(len(beyond)),
