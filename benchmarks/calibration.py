@@ -1,6 +1,6 @@
 """Do the intervals cover, does a correct model ever fail, is a fault seen? Prints the tables of benchmarks/README.md.
 
-    python benchmarks/calibration.py coverage family checks
+    python benchmarks/calibration.py coverage looks advice family checks
 
 coverage  synthetic curves of known slope: how often the interval of :func:`coordcheck.slopes.fit` holds it
 family    hundreds of curves at once: the error rate of a whole check and of a whole comparison with a baseline,
