@@ -54,10 +54,13 @@ def configured(n: int) -> Iterator[list[str]]:
             ),
             "t5": "",
         }[family]
+        embedding, readout = rng.choice(["untied", "tied"]), rng.choice(["zero", "constant"])
+        if family == "t5" and embedding == "tied":
+            readout = "constant"  # it has no positions, and all of a zero embedding would be zero
         yield [
             f"model={family}",
-            f"embedding={rng.choice(['untied', 'tied'])}",
-            f"readout={rng.choice(['zero', 'constant'])}",
+            f"embedding={embedding}",
+            f"readout={readout}",
             f"optimizer={optimizer}",
             f"optimizer.lr={rate * 100 if optimizer == 'sgd' else rate}",
             *heads.split(),
