@@ -202,11 +202,14 @@ def half_widths(parts: Array, counts: Array, confidence: float) -> Array:
 
 
 def smoothed(sample: Sample) -> Array:
-    """Variances of runs, (curves, widths), each drawn to the trend of all widths, which falls like 1/width."""
+    """Variances of runs, (curves, widths): at least what their trend, which falls like 1/width, makes them.
+
+    By chance few runs agree too well, and more of them would then not narrow the interval as planned.
+    """
     _, variances = sample.spread()
     df = np.maximum(sample.n - 1, 0)
     relative = 2.0 ** (sample.x - sample.x[0])
     known = np.where(df > 0, variances, 0.0)
     trend = (df * known * relative).sum(axis=1, keepdims=True) / np.maximum(df.sum(axis=1, keepdims=True), 1) / relative
-    result: Array = (df * known + PRIOR * trend) / (df + PRIOR)
+    result: Array = np.maximum(known, (df * known + PRIOR * trend) / (df + PRIOR))
     return result

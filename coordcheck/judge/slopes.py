@@ -173,7 +173,7 @@ class Sample:
         """A linear combination of the widths' means, (curves, widths) weights, as each curve has its own widths."""
         means, variances = self.spread()
         count = np.maximum(self.n, 1)
-        parts = np.where(weights == 0, 0.0, weights**2 * variances / count)
+        parts = weights**2 * np.where(weights == 0, 0.0, variances) / count
         total = parts.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             df = total**2 / (parts**2 / np.maximum(count - 1, 1)).sum(axis=1)

@@ -65,17 +65,17 @@ def _advice(row: pd.Series, gate: GateConfig, independent: bool) -> str:
         return "Choose widths that fit into memory, or leave this module out with `modules`."
     if row["n_seeds"] < 2:
         return "One seed gives no interval: use at least 2, better 5, or seeds=auto."
-    more = runs_to_decide(row, gate)
-    if more is not None and not independent:
-        return f"About {max(1, round(more * row['n_seeds'] / row['n_runs']))} seeds more would decide."
-    if more is not None:
-        return f"About {more} runs more would decide: a larger budget."
+    needed = runs_to_decide(row, gate)
+    if needed is not None and not independent:
+        return f"About {-(-needed * row['n_seeds'] // row['n_runs'])} seeds would decide."
+    if needed is not None:
+        return f"About {needed} runs in all would decide: a larger budget."
     larger = "a larger budget" if independent else f"seeds={4 * row['n_seeds']}, or seeds=auto"
     return f"The border lies within the noise, which four times as many runs halve: {larger}; or use wider widths."
 
 
 def runs_to_decide(row: pd.Series, gate: GateConfig) -> int | None:
-    """How many runs more would decide a curve, spread over widths as those that there are.
+    """How many runs in all would decide a curve, spread over widths as those that there are.
 
     That goes with the square of the distance to the border, so it is known to within a factor of two only where that
     distance is known well: at least :data:`CLEAR` standard errors.
@@ -91,4 +91,4 @@ def runs_to_decide(row: pd.Series, gate: GateConfig) -> int | None:
     times = np.geomspace(1.0, MOST_TIMES, 400)
     df = (row["df"] + 1) * times - 1
     enough = times[stdtrit(df, (1 + confidence) / 2) * row["error"] / np.sqrt(times) < margin]
-    return max(1, int(np.ceil(row["n_runs"] * (enough[0] - 1)))) if len(enough) else None
+    return max(row["n_runs"] + 1, int(np.ceil(row["n_runs"] * enough[0]))) if len(enough) else None

@@ -48,13 +48,13 @@ def test_an_interval_across_the_border_is_inconclusive_and_says_what_decides_whe
     assert 2 < margin / row["error"] < 2.8
 
     def half(runs):
-        times = 1 + runs / row["n_runs"]
+        times = runs / row["n_runs"]
         return stats.t.ppf(0.975, 5 * times - 1) * row["error"] / np.sqrt(times)
 
-    more = runs_to_decide(row, gate)
-    assert half(more) < margin < half(more - 1)
+    needed = runs_to_decide(row, gate)
+    assert half(needed) < margin < half(needed - 1)
     advice = undecided(judged(gate, {("fc", "activation", 1): power(0.04, noise=0.031)}), gate, {})[0].advice
-    assert advice == f"About {max(1, round(more / 4))} seeds more would decide."
+    assert advice == f"About {np.ceil(needed / 4):.0f} seeds would decide."
 
 
 def test_where_the_border_lies_within_the_noise_no_number_is_promised(gate):
