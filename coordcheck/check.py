@@ -273,7 +273,8 @@ def check_cell(
             control = judge_control(queues[1].finish().records, gate, twin[1])
     ran = {*done.records["width"].unique()}
     if not done.skipped and (wider := [str(width) for width in sorted(widths) if width not in ran]):
-        skipped = [*skipped, f"widths {', '.join(wider)} not run: the check fails without them"]
+        which = f"width{'s' * (len(wider) > 1)} {', '.join(wider)}"
+        skipped = [*skipped, f"{which} not run: the check fails without {'them' if len(wider) > 1 else 'it'}"]
     return CoordCheck.from_records(
         done.records,
         gate,

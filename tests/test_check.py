@@ -74,7 +74,8 @@ def test_standard_parametrization_explodes(tmp_path):
     assert check.sentence().startswith("FAIL: ")
     assert check.findings[0].module == "lm_head"
     assert list(tmp_path.iterdir())
-    assert check.control.saw is True
+    assert str(check.control) == "Control: not run, for the check fails without it."
+    assert check.skipped == ["width 512 not run: the check fails without it"]
 
 
 def test_the_released_shared_readout_fails_at_the_embedding(tmp_path):
