@@ -179,7 +179,7 @@ class Sample:
             df = total**2 / (parts**2 / np.maximum(count - 1, 1)).sum(axis=1)
         # without any spread there is nothing to be uncertain about
         df = np.where(total == 0, (count - 1).sum(axis=1), df)
-        return Estimate((weights * means).sum(axis=1), np.sqrt(total), df)
+        return Estimate((weights * _centred(means, self.n > 0)).sum(axis=1), np.sqrt(total), df)
 
 
 def seed_slopes(records: pd.DataFrame) -> pd.DataFrame:
@@ -236,8 +236,16 @@ def _line(x: Array, there: NDArray[np.bool_]) -> Array:
 def _slope(x: Array, y: Array) -> Array:
     """Least-squares slope of each row of y (rows, widths) on x (widths); NaN with fewer than three points."""
     there = np.isfinite(y)
-    slopes: Array = (_line(x, there) * np.where(there, y, 0.0)).sum(axis=1)
+    slopes: Array = (_line(x, there) * _centred(y, there)).sum(axis=1)
     return slopes
+
+
+def _centred(y: Array, there: NDArray[np.bool_]) -> Array:
+    """Each row about its mean, so that rounding leaves the slope of a constant at zero; 0 where nothing is there."""
+    known = np.where(there, y, 0.0)
+    mean = known.sum(axis=1, keepdims=True) / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    centred: Array = np.where(there, known - mean, 0.0)
+    return centred
 
 
 def _bend(x: Array) -> Array:
