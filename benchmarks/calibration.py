@@ -1,8 +1,10 @@
 """Do the intervals cover, does a correct model ever fail, is a fault seen? Prints the tables of benchmarks/README.md.
 
-    python benchmarks/calibration.py coverage family checks
+    python benchmarks/calibration.py coverage looks advice family checks
 
-coverage  synthetic curves of known slope: how often the interval of :func:`coordcheck.slopes.fit` holds it
+coverage  synthetic curves of known slope: how often the interval of :func:`coordcheck.judge.slopes.fit` holds it
+looks     simulated checks that look until they are decided: how often they err, whatever the number of looks
+advice    whether the number of runs that is told for an undecided curve would decide it
 family    hundreds of curves at once: the error rate of a whole check and of a whole comparison with a baseline,
           resampled from the slopes of 40 real seeds, with their real spread and correlation; and the power to
           see one module whose slope is 0.25
@@ -14,7 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -22,16 +24,18 @@ import torch
 
 from coordcheck.check import check_config
 from coordcheck.config.load import default_gate, load
-from coordcheck.config.schema import CheckConfig
+from coordcheck.config.schema import CheckConfig, GateConfig
 from coordcheck.judge.baseline import TOLERANCE
+from coordcheck.judge.looks import Auto, look_confidence, look_until_decided, pilot, seeds_at
 from coordcheck.judge.slopes import fit, seed_slopes
 from coordcheck.judge.statistics import holm, welch
+from coordcheck.judge.undecided import runs_to_decide
 from coordcheck.judge.verdict import FAILURES, judge, overall
 from coordcheck.models.families import make_cell
 from coordcheck.models.gpt import GPTCell
 from coordcheck.records.schema import RECORD_COLUMNS
 from coordcheck.report.tables import markdown_table
-from coordcheck.run.queue import RunQueue, share_cores
+from coordcheck.run.queue import RunQueue, cost, share_cores
 from coordcheck.run.train import RunPlan
 
 REPLICATES = 2000
@@ -41,7 +45,7 @@ REPLICATES = 2000
 
 
 def curves(widths: tuple[int, ...], seeds: int, case: str, rng: np.random.Generator) -> tuple[pd.DataFrame, float]:
-    """Records of REPLICATES curves of a known slope, and that slope."""
+    """Records of REPLICATES curves of a known slope, and that slope; seeds run at every width."""
     x = np.log2(np.array(widths) / widths[0])
     shape = (REPLICATES, seeds, len(widths))
     slope = np.full((REPLICATES, seeds, 1), 0.1)
@@ -58,14 +62,44 @@ def curves(widths: tuple[int, ...], seeds: int, case: str, rng: np.random.Genera
         # the exponent that a straight line has on this curve at these widths
         true += np.polyfit(x, 0.05 * x**2, 1)[0]
     index = pd.MultiIndex.from_product([range(REPLICATES), range(seeds), widths], names=["order", "seed", "width"])
-    records = pd.DataFrame({"l1": 2 ** logs.ravel()}, index=index).reset_index()
-    records = records.assign(step=0, module=records["order"].astype(str), role="hidden", kind="activation")
+    return as_records(pd.DataFrame({"l1": 2 ** logs.ravel()}, index=index).reset_index()), true
+
+
+def as_records(table: pd.DataFrame) -> pd.DataFrame:
+    """Records of a table of ``order seed width l1``, a curve for each order."""
+    records = table.assign(step=0, module=table["order"].astype(str), role="hidden", kind="activation")
     records = records.assign(rms=records["l1"], max=records["l1"], nonfinite=0, count=1)
-    return records[list(RECORD_COLUMNS)], true
+    return records[list(RECORD_COLUMNS)]
+
+
+NOISES = {
+    "spread falls like width^-1/2": lambda rng, shape, x: rng.normal(0, 1.0, shape) * 2 ** (-x / 2),
+    "the same spread at all widths": lambda rng, shape, x: rng.normal(0, 1.0, shape),
+    "spread grows like width^1/2": lambda rng, shape, x: rng.normal(0, 1.0, shape) * 2 ** (x / 2),
+    "heavy tails": lambda rng, shape, x: rng.standard_t(3, shape) * 2 ** (-x / 2),
+}
+
+
+def independent_curves(
+    counts: Mapping[int, int], rng: np.random.Generator, noise: str, slope: float = 0.1, std: float = 0.03, n: int = 1
+) -> pd.DataFrame:
+    """Records of n curves of independent runs, so many at each width."""
+    tables = []
+    for width, seeds in seeds_at(counts).items():
+        x = float(np.log2(width / min(counts)))
+        logs = slope * x + std * NOISES[noise](rng, (n, len(seeds)), x)
+        index = pd.MultiIndex.from_product([range(n), seeds], names=["order", "seed"])
+        tables.append(pd.DataFrame({"l1": 2 ** logs.ravel()}, index=index).reset_index().assign(width=width))
+    return as_records(pd.concat(tables, ignore_index=True))
+
+
+def covers(slopes: pd.DataFrame, true: float) -> float:
+    """Share of intervals that hold the true slope."""
+    return float(((slopes["ci_low"] <= true) & (true <= slopes["ci_high"])).mean())
 
 
 def coverage() -> pd.DataFrame:
-    """Share of intervals that hold the true slope."""
+    """Share of intervals that hold the true slope: of seeds that ran at every width, and of independent runs."""
     rng = np.random.default_rng(0)
     rows = []
     for case in (
@@ -76,14 +110,115 @@ def coverage() -> pd.DataFrame:
         "independent noise",
     ):
         for seeds in (3, 5):
-            row = {"case": case, "seeds": str(seeds), "nominal": "95 %"}
-            for n in (4, 5, 6):
+            row = {"case": case, "runs": f"{seeds} seeds at each", "nominal": "95 %"}
+            for n in (3, 4, 5, 6):
                 records, true = curves(tuple(64 * 2**i for i in range(n)), seeds, case, rng)
-                slopes = fit(records)
-                share = ((slopes["ci_low"] <= true) & (true <= slopes["ci_high"])).mean()
-                row[f"{n} widths"] = f"{100 * share:.1f} %"
+                row[f"{n} widths"] = f"{100 * covers(fit(records), true):.1f} %"
+            rows.append(row)
+    for noise in NOISES:
+        for times in (1, 2):
+            row = {"case": noise, "runs": "a pilot" if times == 1 else "twice a pilot", "nominal": "95 %"}
+            for n in (3, 4, 5, 6):
+                counts = {width: times * count for width, count in pilot([64 * 2**i for i in range(n)]).items()}
+                records = independent_curves(counts, rng, noise, n=REPLICATES)
+                row[f"{n} widths"] = f"{100 * covers(fit(records), 0.1):.1f} %"
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+# looks
+
+
+def looks(checks: int = 300) -> pd.DataFrame:
+    """What looking more than once does: one curve, decided by as many runs as its border makes necessary.
+
+    The harder the slope is to tell from its border, the more often a check looks. "wrong side": it passes though its
+    slope lies beyond the border, or fails though it lies within; on the border itself either counts.
+    """
+    gate, widths = default_gate(), [64, 128, 256, 512]
+    border = gate.tolerance.explodes["activation"]
+    rows = []
+    for away in (-0.05, -0.02, 0.0, 0.02):
+        rng = np.random.default_rng(1)
+        seen: Counter[str] = Counter()
+        for _ in range(checks):
+            records, last = decided(rng, border + away, gate, widths)
+            row = judge(fit(records, last), gate).iloc[0]
+            seen["looks"] += int(records.attrs["looks"])
+            seen["runs"] += len(records)
+            seen["covers"] += row["ci_low"] <= border + away <= row["ci_high"]
+            seen[row["verdict"]] += 1
+        wrong = seen["pass"] * (away >= 0) + seen["explodes"] * (away <= 0)
+        rows.append(
+            {
+                "slope, from its border": f"{away:+.2f}",
+                "looks": f"{seen['looks'] / checks:.2f}",
+                "runs": f"{seen['runs'] / checks:.0f}",
+                "undecided": f"{100 * seen['inconclusive'] / checks:.1f} %",
+                "wrong side": f"{100 * wrong / checks:.1f} %",
+                "interval covers at the end": f"{100 * seen['covers'] / checks:.1f} %",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def decided(rng: np.random.Generator, slope: float, gate: GateConfig, widths: list[int]) -> tuple[pd.DataFrame, float]:
+    """Records of one simulated check, and the confidence of its last look."""
+    every = independent_curves(dict.fromkeys(widths, 200), rng, "spread falls like width^-1/2", slope, std=0.1)
+    count = 0
+
+    def finish(seeds: dict[int, list[int]], _: str) -> pd.DataFrame:
+        nonlocal count
+        count += 1
+        return every[every["seed"].isin([seed for of in seeds.values() for seed in of])]
+
+    def judged(records: pd.DataFrame, confidence: float) -> pd.DataFrame:
+        return judge(fit(records, confidence), gate)
+
+    records = look_until_decided(finish, judged, gate, widths, Auto(3.0), cost)
+    records.attrs["looks"] = count
+    return records, look_confidence(gate)
+
+
+def advice(curves_each: int = 400) -> pd.DataFrame:
+    """Whether the number of runs that is told for an undecided curve would decide it.
+
+    Right: within a factor of two of the number of runs that decide a curve of this true slope and spread as often as
+    not, found by trying.
+    """
+    gate = default_gate()
+    border = gate.tolerance.explodes["activation"]
+    counts = pilot([64, 128, 256, 512])
+    rows = []
+    for away in (0.01, 0.02, 0.03, 0.05):
+        rng = np.random.default_rng(2)
+        noise = "spread falls like width^-1/2"
+        needed = runs_that_decide(border - away, counts, gate, rng)
+        table = judge(fit(independent_curves(counts, rng, noise, border - away, 0.1, curves_each * 5)), gate)
+        table = table[table["verdict"] == "inconclusive"]
+        told = [runs_to_decide(row, gate) for _, row in table.iterrows()]
+        numbers = np.array([number for number in told if number is not None])
+        right = (numbers >= needed / 2) & (numbers <= needed * 2)
+        rows.append(
+            {
+                "slope, below its border": f"{away:.2f}",
+                "runs that decide": str(needed),
+                "undecided after a pilot": str(len(table)),
+                "a number is told": f"{100 * len(numbers) / max(1, len(table)):.0f} %",
+                "of these right within 2": f"{100 * right.mean():.0f} %" if len(numbers) else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def runs_that_decide(slope: float, counts: Mapping[int, int], gate: GateConfig, rng: np.random.Generator) -> int:
+    """Runs with which half of all curves are decided, spread over widths as `counts` are."""
+    for times in np.geomspace(1, 60, 40):
+        more = {width: round(times * count) for width, count in counts.items()}
+        table = judge(fit(independent_curves(more, rng, "spread falls like width^-1/2", slope, 0.1, 300)), gate)
+        if (table["verdict"] != "inconclusive").mean() >= 0.5:
+            return sum(more.values())
+    return sum(more.values())
 
 
 # family
@@ -202,7 +337,7 @@ def checks(n: int = 100) -> pd.DataFrame:
                 worst = check.findings[0] if check.findings else None
                 print(name, check.verdict, " ".join(setting[:6]), worst, flush=True)
                 if worst is not None and not overrides:
-                    undecided[f"{worst.kind} of {role_of(check.slopes, worst.module)}: {advice(worst.advice)}"] += 1
+                    undecided[f"{worst.kind} of {role_of(check.slopes, worst.module)}: {classed(worst.advice)}"] += 1
         rows.append({"models": name, "checks": str(n), "must": must, **{v: str(verdicts[v]) for v in VERDICTS}})
     rows += faulty_layers()
     reasons = pd.DataFrame(
@@ -220,12 +355,12 @@ def role_of(slopes: pd.DataFrame, module: str) -> str:
     return str(slopes.loc[slopes["module"] == module, "role"].iloc[0])
 
 
-def advice(text: str) -> str:
-    """An advice with its number of seeds in classes."""
+def classed(text: str) -> str:
+    """An advice with its number of runs in classes."""
     number = next((int(word) for word in text.split() if word.isdigit()), None)
     if number is None:
         return text
-    return next(f"at most {limit} seeds would decide" for limit in (10, 20, 50, 1000) if number <= limit)
+    return next(f"at most {limit} runs would decide" for limit in (10, 20, 50, 1000) if number <= limit)
 
 
 class FaultyLayer(GPTCell):
@@ -246,7 +381,7 @@ def faulty_layers(n: int = 20) -> list[dict[str, str]]:
     verdicts: Counter[str] = Counter()
     device = torch.device("cpu")
     for i in range(n):
-        config = load(["widths=[64,128,256,384,512]", "data.batch=4"])
+        config = load(["widths=[64,128,256,384,512]", "data.batch=4", "seeds=5"])
         plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
         seeds = range(5000 + 5 * i, 5005 + 5 * i)
         queue = RunQueue(FaultyLayer(config), plan, config.widths, seeds, workers=share_cores(device, len(seeds))[0])
@@ -261,7 +396,7 @@ def faulty_layers(n: int = 20) -> list[dict[str, str]]:
 def main() -> None:
     """Runs the parts that are named, or all."""
     torch.set_num_threads(1)
-    parts = {"coverage": coverage, "family": family, "checks": checks}
+    parts = {"coverage": coverage, "looks": looks, "advice": advice, "family": family, "checks": checks}
     for name in sys.argv[1:] or parts:
         start = time.perf_counter()
         print(markdown_table(parts[name]()))

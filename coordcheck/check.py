@@ -12,11 +12,15 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from coordcheck.config.arguments import directory, is_flag, shown, text, whole
+import pandas as pd
+
+from coordcheck.config.arguments import LARGEST, directory, is_flag, shown, text, whole
 from coordcheck.config.load import default_gate
-from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
-from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
+from coordcheck.config.rules import check_axes, check_budget, check_modules, check_widths, member, seeds_of
+from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.judgement import judged_curves
+from coordcheck.judge.looks import Auto, look_confidence, look_until_decided, narrow, pilot, seeds_at
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -25,10 +29,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn, optim
 
     from coordcheck.run.cell import Cell
-    from coordcheck.run.queue import RunQueue
+    from coordcheck.run.queue import Finished, RunQueue
     from coordcheck.run.train import RunPlan
 
 CONTROL_SEEDS = 3
+WORKERS = 4  # that runs of unknown number share the cores for
+NOT_NEEDED = "Control: not run, for the check fails without it."
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
@@ -39,7 +45,7 @@ def coord_check(
     build: "Callable[[int], nn.Module | tuple[nn.Module, optim.Optimizer]]",
     batch: Any,
     widths: Sequence[int] = (64, 128, 256, 512),
-    seeds: int | Sequence[int] = 5,
+    seeds: int | Sequence[int] | str = AUTO,
     steps: int = 4,
     optimizer: "Callable[[nn.Module], optim.Optimizer] | None" = None,
     loss: "Callable[[nn.Module, Any], Tensor] | None" = None,
@@ -55,6 +61,8 @@ def coord_check(
     store: str | Path | None = None,
     workers: int | None = None,
     decay: str | None = None,
+    budget: float = 3.0,
+    first_seed: int = 0,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -66,7 +74,8 @@ def coord_check(
             such a model and its optimizer.
         batch: (inputs, targets), a dict for ``model(**batch)``, or a function from seed to either.
         widths: d_model, at least three distinct values.
-        seeds: How many, or which.
+        seeds: How many, or which, each at every width and with a batch of its own; "auto" for as many runs as decide
+            all curves, of which each width has its own number, all on the batch of `first_seed`.
         steps: Forward passes recorded: steps 0 to ``steps - 1``.
         optimizer: From model to its optimizer; by default that of ``configs/optimizer/adam.yaml``: Adam, learning
             rate 1e-3, mup's where every parameter has an ``infshape``.
@@ -86,9 +95,10 @@ def coord_check(
             that are loaded nor what the two narrowest models do has changed; None keeps nothing.
         workers: Runs at a time, at most; None for one per CPU core, one on a GPU. Training that draws random numbers
             goes on one run at a time.
-
         decay: How learning rate times weight decay should scale: "independent" (not at all, as mup.MuAdamW has it),
             "width^-1/2", "constant" (the weight decay itself is) or "off"; None warns where it scales.
+        budget: What ``seeds="auto"`` may spend, in multiples of the runs that it begins with.
+        first_seed: Of ``seeds="auto"``; another one repeats the check with fresh weights and another batch.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -111,11 +121,12 @@ def coord_check(
     axes = check_axes(widths, seeds, steps, kinds)
     selected = check_modules(modules)
     check_options(name=name, control=control, audit=audit, store=store, workers=workers)
+    auto = Auto(check_budget(budget), whole("first_seed", first_seed, 100, at_least=0, at_most=LARGEST // 2))
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
     gate.decay = None if decay is None else member(Decay, "decay", decay).value
     arithmetic = member(Precision, "precision", precision)
     plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device), arithmetic)
-    config = {**vars(axes), "modules": selected, "precision": precision}
+    config = {**vars(axes), "budget": auto.budget, "modules": selected, "precision": precision}
     config |= {} if name is None else {"name": name}
     with _as_in_training(plan.device):
         chosen = default_optimizer() if optimizer is None else optimizer
@@ -131,7 +142,7 @@ def coord_check(
             plan,
             gate,
             axes.widths,
-            axes.seeds,
+            auto if isinstance(axes.seeds, str) else axes.seeds,
             audit=bool(audit),
             store=store,
             workers=workers,
@@ -181,7 +192,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             plan,
             config.gate,
             config.widths,
-            seeds_of(config),
+            Auto(config.budget, config.first_seed) if isinstance(seeds := seeds_of(config), str) else seeds,
             audit=config.audit,
             store=config.runs,
             reuse=config.resume,
@@ -206,7 +217,7 @@ def check_cell(
     plan: "RunPlan",
     gate: GateConfig,
     widths: Sequence[int],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Auto,
     *,
     audit: bool = True,
     store: str | Path | None = None,
@@ -222,7 +233,7 @@ def check_cell(
         plan: What all runs have in common.
         gate: What turns slopes into verdicts.
         widths: d_model.
-        seeds: One run at each width for each.
+        seeds: One run at each width for each, or as many as it needs.
         audit: Whether to audit the narrowest models first.
         store: Where finished runs are kept; None keeps nothing.
         reuse: Whether stored runs are read.
@@ -230,11 +241,13 @@ def check_cell(
         config: What was asked for, kept beside the result.
     """
     from coordcheck.run.estimate import fitting, least_memory, not_silent
-    from coordcheck.run.queue import RunQueue, announce, threads_of_runs
+    from coordcheck.run.queue import announce, threads_of_runs
 
     audited, unaudited = None, ""
-    with threads_of_runs(plan.device, len(seeds)) as share, not_silent(widths) as begun:
-        widths, skipped = fitting(lambda width: least_memory(cell, width, seeds[0]), widths, plan.device)
+    auto = seeds if isinstance(seeds, Auto) else None
+    listed = [seeds.first_seed] * WORKERS if isinstance(seeds, Auto) else [*seeds]
+    with threads_of_runs(plan.device, len(listed)) as share, not_silent(widths) as begun:
+        widths, skipped = fitting(lambda width: least_memory(cell, width, listed[0]), widths, plan.device)
         if audit:
             try:
                 audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
@@ -242,16 +255,26 @@ def check_cell(
                 unaudited = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if audited is not None:
             cell.learn_roles(audited.roles())
-        queues = [RunQueue(cell, plan, widths, seeds, workers=workers or share, title="check")]
+        queue = queue_of(cell, plan, pilot(widths), seeds, "check")
+        queues = [queue]
         if twin is not None:
-            axes = control_axes(widths, seeds)
-            queues.append(RunQueue(twin[0], plan, *axes, workers=workers or share, title="control"))
-        for queue in queues:
-            prepare(queue, store, reuse)
+            counts = dict.fromkeys(narrow(widths), CONTROL_SEEDS)
+            queues.append(queue_of(twin[0], plan, counts, seeds, "control"))
+        for each in queues:
+            each.workers = workers or share
+            prepare(each, store, reuse)
         announce(queues)
         begun()
-        done, *ran = [queue.finish() for queue in queues]
-    control = Control() if twin is None else judge_control(ran[0].records, gate, twin[1])
+        done = queue.finish() if auto is None else as_many_as_needed(queue, gate, auto, cell.readout, audited)
+        control = Control()
+        if twin is not None and auto is not None and fails_anyway(done.records, gate, cell.readout, audited):
+            control = Control(evidence=NOT_NEEDED)
+        elif twin is not None:
+            control = judge_control(queues[1].finish().records, gate, twin[1])
+    ran = {*done.records["width"].unique()}
+    if not done.skipped and (wider := [str(width) for width in sorted(widths) if width not in ran]):
+        which = f"width{'s' * (len(wider) > 1)} {', '.join(wider)}"
+        skipped = [*skipped, f"{which} not run: the check fails without {'them' if len(wider) > 1 else 'it'}"]
     return CoordCheck.from_records(
         done.records,
         gate,
@@ -266,6 +289,45 @@ def check_cell(
     )
 
 
+def queue_of(
+    cell: "Cell", plan: "RunPlan", counts: Mapping[int, int], seeds: Sequence[int] | Auto, title: str
+) -> "RunQueue":
+    """The runs of a cell: so many at each width where a check decides on their number, else one for each seed."""
+    from coordcheck.run.queue import RunQueue
+
+    if isinstance(seeds, Auto):
+        of_widths, batch_seed = seeds_at(counts, seeds.first_seed), seeds.first_seed
+        return RunQueue(cell, plan, list(counts), of_widths, title=title, batch_seed=batch_seed)
+    return RunQueue(cell, plan, list(counts), seeds if title == "check" else seeds[:CONTROL_SEEDS], title=title)
+
+
+def as_many_as_needed(
+    queue: "RunQueue", gate: GateConfig, auto: Auto, readout: str | None, audited: Audit | None
+) -> "Finished":
+    """Runs until all curves are decided or the budget is spent, see :mod:`coordcheck.judge.looks`."""
+    from coordcheck.run.queue import Finished, cost
+
+    skipped: list[str] = []
+
+    def finish(seeds: dict[int, list[int]], still_open: str) -> pd.DataFrame:
+        queue.seeds, queue.title = seeds, f"check: {still_open}"
+        done = queue.finish()
+        skipped[:] = done.skipped
+        return done.records
+
+    def judge(records: pd.DataFrame, confidence: float) -> pd.DataFrame:
+        return judged_curves(records, gate, confidence, readout, audited)
+
+    records = look_until_decided(finish, judge, gate, queue.widths, auto, cost)
+    return Finished(records, skipped)
+
+
+def fails_anyway(records: "pd.DataFrame", gate: GateConfig, readout: str | None, audited: Audit | None) -> bool:
+    """Whether a check fails whatever its control shows; what is dead may be so because training is too gentle."""
+    verdicts = judged_curves(records, gate, look_confidence(gate), readout, audited)["verdict"]
+    return bool(verdicts.isin(("explodes", "vanishes", "nonfinite")).any())
+
+
 def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
     """Gives a queue its store, and one run at a time where runs would disturb each other."""
     behaviour = None
@@ -276,6 +338,7 @@ def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
     if store is not None:
         plan = {**vars(queue.plan), "device": str(queue.plan.device)}
         determinants = {**queue.cell.determinants, "plan": plan, "behaviour": behaviour, "versions": current_versions()}
+        determinants |= {} if queue.batch_seed is None else {"batch_seed": queue.batch_seed}
         queue.store = RunStore(Path(store), determinants, reuse=reuse)
 
 
@@ -386,12 +449,6 @@ def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:
     """Entries of the parameters of the narrowest and the widest model, by width; a tied one counts once."""
     ends = {min(widths), max(widths)}
     return {str(width): sum(p.numel() for p in cell.on_meta(width).parameters()) for width in sorted(ends)}
-
-
-def control_axes(widths: Sequence[int], seeds: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The widths and seeds of a control: the narrower ones, so that it costs little."""
-    ordered = sorted(widths)
-    return ordered[: max(3, len(ordered) - 2)], list(seeds)[:CONTROL_SEEDS]
 
 
 def current_versions() -> dict[str, str]:

@@ -61,13 +61,17 @@ class Audit(AuditResult):
 
     def save(self, directory: str | Path) -> None:
         """Writes ``audit.csv audit.md audit.png``, each atomically."""
+        with locked(Path(directory), PATIENCE):
+            self.save_text(directory)
+            self.plot(Path(directory) / AUDIT_PICTURE)
+
+    def save_text(self, directory: str | Path) -> None:
+        """Writes ``audit.csv audit.md``, each atomically."""
         from coordcheck.report.markdown import audit_markdown
 
-        directory = Path(directory)
-        with locked(directory, PATIENCE):
-            write_text(directory / AUDIT_TABLE, _table_of(self))
-            write_text(directory / AUDIT_TEXT, audit_markdown(self))
-            self.plot(directory / AUDIT_PICTURE)
+        with locked(Path(directory), PATIENCE):
+            write_text(Path(directory) / AUDIT_TABLE, _table_of(self))
+            write_text(Path(directory) / AUDIT_TEXT, audit_markdown(self))
 
 
 class CoordCheck(Judgement):
@@ -94,6 +98,12 @@ class CoordCheck(Judgement):
 
     def save(self, directory: str | Path) -> None:
         """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically."""
+        with locked(Path(directory), PATIENCE):
+            self.save_text(directory)
+            self.save_pictures(directory)
+
+    def save_text(self, directory: str | Path) -> None:
+        """Writes all of it but the pictures, which take longest."""
         from coordcheck.report.markdown import check_markdown
 
         directory = Path(directory)
@@ -101,10 +111,17 @@ class CoordCheck(Judgement):
             write_atomically(directory / RECORDS, self.records.to_parquet)
             write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
             write_text(directory / VERDICT, self.to_json())
-            self.plot(directory / REPORT_PICTURE)
             write_text(directory / REPORT_TEXT, check_markdown(self))
             if self.audit is not None:
-                self.audit.save(directory)
+                self.audit.save_text(directory)
+
+    def save_pictures(self, directory: str | Path) -> None:
+        """Writes ``report.png``, and ``audit.png`` where there is an audit."""
+        directory = Path(directory)
+        with locked(directory, PATIENCE):
+            self.plot(directory / REPORT_PICTURE)
+            if self.audit is not None:
+                self.audit.plot(directory / AUDIT_PICTURE)
 
     def to_mup(self) -> pd.DataFrame:
         """The recorded activations in the format of ``mup.coord_check``: ``width module t l1 l2``."""

@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import power, synthetic, tiny_config
+from conftest import plan_of, power, synthetic, tiny_config
 from torch import nn
 
 from coordcheck import CoordCheck, coord_check
-from coordcheck.check import check_config, control_axes
+from coordcheck.check import check_config, queue_of
 from coordcheck.config.load import load
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.looks import narrow
+from coordcheck.models.families import make_cell
 from coordcheck.report.markdown import audit_markdown, check_markdown
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
@@ -72,7 +74,8 @@ def test_standard_parametrization_explodes(tmp_path):
     assert check.sentence().startswith("FAIL: ")
     assert check.findings[0].module == "lm_head"
     assert list(tmp_path.iterdir())
-    assert check.control.saw is True
+    assert str(check.control) == "Control: not run, for the check fails without it."
+    assert check.skipped == ["width 512 not run: the check fails without it"]
 
 
 def test_the_released_shared_readout_fails_at_the_embedding(tmp_path):
@@ -268,8 +271,11 @@ def test_cuda_without_cuda_is_named():
 
 
 def test_a_control_runs_the_narrower_widths_of_three_seeds():
-    assert control_axes([1024, 64, 256, 128, 512], [7, 8, 9, 10]) == ([64, 128, 256], [7, 8, 9])
-    assert control_axes([64, 128, 256], [0]) == ([64, 128, 256], [0])
+    assert narrow([1024, 64, 256, 128, 512]) == [64, 128, 256]
+    assert narrow([64, 128, 256]) == [64, 128, 256]
+    config = tiny_config()
+    queue = queue_of(make_cell(config), plan_of(config), dict.fromkeys([64, 128, 256], 3), [7, 8, 9, 10], "control")
+    assert {seed for _, seed in queue.runs()} == {7, 8, 9}
 
 
 # a model that is not from this project, with dict input and output as Hugging Face has them
@@ -318,7 +324,7 @@ def plain_adam(model):
 def test_a_model_of_the_users_own(optimizer, verdict):
     check = coord_check(Classifier, batch_of, widths=(64, 128, 256, 512), optimizer=optimizer, device="cpu")
     assert check.verdict == verdict, check.findings
-    assert check.control.saw is True
+    assert check.control.saw is (True if verdict == "pass" else None)
     assert check.records["model"].unique().tolist() == ["Classifier"]
     assert check.records["optimizer"].unique().tolist() == ["Adam lr=0.001"]
     roles = check.slopes.drop_duplicates("module").set_index("module")["role"]

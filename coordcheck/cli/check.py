@@ -170,10 +170,12 @@ def _check(merged: DictConfig, outcome: Outcome) -> Outcome:
     check = check_config(config)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     picture = None if in_sweep or config.plots is None else Path(config.plots) / f"{file_name(config.name)}.png"
-    check.save(directory)
+    check.save_text(directory)
+    print_check(check, make_console(), directory, picture, config.verbose)
+    sys.stdout.flush()  # nobody waits for pictures to read the verdict
+    check.save_pictures(directory)
     if picture is not None:
         copy_atomically(directory / REPORT_PICTURE, picture)
-    print_check(check, make_console(), directory, picture, config.verbose)
     return outcome._replace(verdict=check.verdict, reason="", check=check)
 
 

@@ -19,6 +19,7 @@ from coordcheck.config.arguments import (
     whole_numbers,
 )
 from coordcheck.config.schema import (
+    AUTO,
     CheckConfig,
     Decay,
     Embedding,
@@ -88,13 +89,13 @@ class Axes:
 
     Attributes:
         widths: d_model, in the order in which they were given.
-        seeds: One run at each width for each.
+        seeds: One run at each width for each; "auto" for as many as it needs.
         steps: Recorded forward passes.
         kinds: What is recorded.
     """
 
     widths: list[int]
-    seeds: list[int]
+    seeds: list[int] | str
     steps: int
     kinds: list[str]
 
@@ -104,7 +105,7 @@ def check_axes(widths: Any, seeds: Any, steps: Any, kinds: Any) -> Axes:
 
     Args:
         widths: d_model.
-        seeds: How many, or which.
+        seeds: How many, or which, or "auto".
         steps: Recorded forward passes.
         kinds: What is recorded.
 
@@ -136,15 +137,31 @@ def check_widths(widths: Any) -> list[int]:
     return found
 
 
-def check_seeds(seeds: Any) -> list[int]:
-    """The seeds: that many from zero on, or those that are listed.
+def check_budget(budget: Any) -> float:
+    """What a check may spend, in pilots.
+
+    Raises:
+        ValueError: if it is no number from 1 on.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 1 <= budget < math.inf:
+        raise ValueError(
+            f"`budget` is a number from 1 on, in multiples of the runs that seeds=auto begins with; got "
+            f"{shown(budget)}. For example budget=3."
+        )
+    return float(budget)
+
+
+def check_seeds(seeds: Any) -> list[int] | str:
+    """The seeds: that many from zero on, or those that are listed; or "auto" as it is.
 
     Raises:
         ValueError: if they are none.
     """
+    if isinstance(seeds, str) and seeds == AUTO:
+        return AUTO
     if is_whole(seeds):
         return list(range(whole("seeds", seeds, 5, at_most=MOST_SEEDS)))
-    rule = f"is a whole number, how many, or a list of at most {MOST_SEEDS} distinct whole numbers from 0 to 2^63 - 1"
+    rule = f"is 'auto', a whole number, how many, or at most {MOST_SEEDS} distinct whole numbers from 0 to 2^63 - 1"
     found = whole_numbers("seeds", seeds, rule, "seeds=5")
     if len(set(found)) < max(1, len(found)) or min(found) < 0:
         raise ValueError(f"`seeds` {rule}; got {shown(found)}. For example seeds=5.")
@@ -193,8 +210,10 @@ def check_modules(modules: Any) -> list[str] | None:
     return found
 
 
-def seeds_of(config: CheckConfig) -> list[int]:
-    """The seeds of a check."""
+def seeds_of(config: CheckConfig) -> list[int] | str:
+    """The seeds of a check; "auto" where their number is not given."""
+    if config.seeds == AUTO:
+        return AUTO
     return list(range(config.first_seed, config.first_seed + config.seeds))
 
 
@@ -226,8 +245,11 @@ def validate(config: CheckConfig) -> None:
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
-    whole("seeds", config.seeds, 5, at_most=MOST_SEEDS)
-    whole("first_seed", config.first_seed, 100, at_least=0, at_most=LARGEST - config.seeds + 1)
+    if config.seeds != AUTO:
+        whole("seeds", config.seeds, 5, at_most=MOST_SEEDS)
+    check_budget(config.budget)
+    room = WIDEST * MOST_SEEDS if config.seeds == AUTO else config.seeds
+    whole("first_seed", config.first_seed, 100, at_least=0, at_most=LARGEST - room + 1)
     check_axes(config.widths, seeds_of(config), config.steps, config.kinds)
     check_modules(config.modules)
     for name in ("name", "runs", "device"):

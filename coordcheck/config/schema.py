@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+AUTO = "auto"  # of seeds: as many runs as a check needs
 PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
 # keys that say how a check is run and kept
 BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", "verbose", PARAMETERS})
-NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
+NO_NUMBERS = BOOKKEEPING | {"seeds", "budget", "first_seed", "gate", "control", "device"}
 
 
 class Parametrization(StrEnum):
@@ -299,7 +300,8 @@ class CheckConfig:
     gate: GateConfig
     widths: list[int]
     base_width: int
-    seeds: int
+    seeds: Any  # a whole number, or AUTO
+    budget: float
     first_seed: int
     steps: int
     kinds: list[str]

@@ -18,9 +18,9 @@ from coordcheck.config.load import flatten
 from coordcheck.config.schema import NO_NUMBERS
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.slopes import seed_slopes
-from coordcheck.judge.statistics import holm, t_interval, welch
+from coordcheck.judge.statistics import Measured, difference, holm
 from coordcheck.records.files import write_text
-from coordcheck.records.schema import KINDS
+from coordcheck.records.schema import KINDS, independent
 
 KEYS = ["module", "kind", "step"]
 TOLERANCE = 0.05
@@ -29,6 +29,7 @@ DIGITS = 6
 LARGEST = (
     1e4  # of an exponent: from the smallest to the largest float64 are 2098 doublings, over widths 1 to 2 at least
 )
+Slope = list[float] | Measured | str  # of each seed; or of independent runs; or what a curve without one is
 STATES = ("nonfinite", "zero", "unknown")  # what a curve without a slope is
 
 
@@ -37,13 +38,14 @@ class Baseline:
     """Stored slopes.
 
     Attributes:
-        curves: For each (module, kind, step) its slope per seed; a word instead where there is none.
+        curves: For each (module, kind, step) its slope per seed, or of independent runs its slope with its error; a
+            word instead where there is none.
         config: What was run, flat, without what does not bear on slopes.
         corpus_sha256: Of the text.
         versions: Of the packages.
     """
 
-    curves: dict[tuple[str, str, int], list[float] | str]
+    curves: dict[tuple[str, str, int], Slope]
     config: dict[str, Any]
     corpus_sha256: str | None
     versions: dict[str, str]
@@ -51,11 +53,15 @@ class Baseline:
     @classmethod
     def of(cls, check: Judgement) -> "Baseline":
         """The slopes of a check."""
+        alone = independent(check.records)
         per_seed = seed_slopes(check.records).groupby(KEYS)["slope"].agg(lambda s: s.dropna().tolist())
-        curves: dict[tuple[str, str, int], list[float] | str] = {}
+        curves: dict[tuple[str, str, int], Slope] = {}
         for _, row in check.slopes.iterrows():
             key = (str(row["module"]), str(row["kind"]), int(row["step"]))
-            curves[key] = _state(row) or [round(slope, DIGITS) for slope in per_seed[key]]
+            known = np.isfinite(row["error"])
+            noise = (round(float(row[name]), DIGITS) if known else 0.0 for name in ("error", "df"))
+            measured = Measured(round(float(row["slope"]), DIGITS), *noise)
+            curves[key] = _state(row) or (measured if alone else [round(slope, DIGITS) for slope in per_seed[key]])
         return cls(curves, flatten(check.config, without=NO_NUMBERS), check.corpus_sha256, check.versions)
 
     def write(self, path: Path) -> None:
@@ -94,7 +100,7 @@ class Baseline:
                 f"`--baseline` must be a file that coordcheck-gate wrote; got {path} ({error}). "
                 f"For example coordcheck-gate DIR --baseline {path} --update."
             ) from error
-        curves: dict[tuple[str, str, int], list[float] | str] = {}
+        curves: dict[tuple[str, str, int], Slope] = {}
         for number, line in enumerate(lines, 1):
             key, slopes = _read_line(line, f"{path}, curve {number}")
             if key in curves:
@@ -103,7 +109,7 @@ class Baseline:
         return cls(curves, config, corpus, versions)
 
 
-def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], list[float] | str]:
+def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], Slope]:
     """A curve of a stored baseline, with its slopes or its state.
 
     Raises:
@@ -120,6 +126,9 @@ def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], list[float]
         return key, str(state)
     if state is None and isinstance(seeds, list) and seeds and all(map(_is_slope, seeds)):
         return key, [round(float(slope), DIGITS) for slope in seeds]
+    measured = [line.get(name) for name in ("slope", "error", "df")]
+    if state is None and seeds is None and all(map(_is_slope, measured)) and min(measured[1:]) >= 0:
+        return key, Measured(*map(float, measured))
     raise ValueError(
         f"{where} ({_name(key)}): `seeds` are exponents of width, finite numbers, or none and `state` is one of "
         f'{list(STATES)}; got {_short(seeds)} and state {_short(state)}. For example "seeds": [0.01, -0.02].'
@@ -151,12 +160,20 @@ def _state(row: pd.Series) -> str | None:
     return "unknown" if np.isnan(row["slope"]) else None
 
 
-def _line(key: tuple[str, str, int], slopes: list[float] | str) -> dict[str, Any]:
+def _line(key: tuple[str, str, int], slopes: Slope) -> dict[str, Any]:
     line: dict[str, Any] = dict(zip(KEYS, key, strict=True))
     if isinstance(slopes, str):
         return line | {"state": slopes, "seeds": []}
-    interval = [round(end, DIGITS) for end in t_interval(np.asarray(slopes), 0.95)] if len(slopes) > 1 else None
-    return line | {"slope": round(float(np.mean(slopes)), DIGITS), "interval": interval, "seeds": slopes}
+    measured = _measured(slopes)
+    half = measured.half_width(0.95)
+    ends = (measured.value - half, measured.value + half)
+    line |= {"slope": round(measured.value, DIGITS)}
+    line |= {"interval": [round(end, DIGITS) for end in ends] if np.isfinite(half) else None}
+    return line | ({"seeds": slopes} if isinstance(slopes, list) else {"error": measured.error, "df": measured.df})
+
+
+def _measured(slopes: list[float] | Measured) -> Measured:
+    return slopes if isinstance(slopes, Measured) else Measured.of(np.asarray(slopes))
 
 
 def refuse_failing(check: Judgement, accepted: bool, option: str) -> None:
@@ -241,9 +258,7 @@ def compare(
     return table.loc[order.sort_values(["rank", "size"], kind="stable").index].reset_index(drop=True)
 
 
-def _compare_one(
-    key: tuple[str, str, int], before: list[float] | str | None, now: list[float] | str | None
-) -> dict[str, Any]:
+def _compare_one(key: tuple[str, str, int], before: Slope | None, now: Slope | None) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
     row |= {"status": "same", "before": _mean(before), "now": _mean(now)}
     row |= {"change": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "note": ""}
@@ -257,7 +272,7 @@ def _compare_one(
             "status": "undecided" if before == now else "regressed",
             "note": f"was {words[0]}, is {words[1]}" + (": nothing to compare" if before == now else ""),
         }
-    change, half, p = welch(np.asarray(before), np.asarray(now))
+    change, half, p = difference(_measured(before), _measured(now))
     if np.isnan(change) or np.isnan(p):
         return row | {"status": "undecided", "note": "not a number: nothing to compare"}
     return row | {"change": change, "low": change - half, "high": change + half, "p": p}
@@ -270,5 +285,5 @@ def _first(baseline: Baseline) -> str:
     return f"{count} curve{'' if count == 1 else 's'}" + ("" if first is None else f" (the first is {_name(first)})")
 
 
-def _mean(slopes: list[float] | str | None) -> float:
-    return float(np.mean(slopes)) if isinstance(slopes, list) and slopes else np.nan
+def _mean(slopes: Slope | None) -> float:
+    return np.nan if slopes is None or isinstance(slopes, str) or slopes == [] else _measured(slopes).value

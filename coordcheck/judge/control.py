@@ -19,9 +19,9 @@ class Control:
     Attributes:
         twin: What it was, in words; "none" if it was turned off.
         widths: At which it ran.
-        seeds: How many.
+        seeds: How many at each width.
         saw: Whether its fault was seen; None without a control.
-        evidence: The curve that shows it best, in words.
+        evidence: The curve that shows it best, in words; where it was not run for a reason, that reason.
         undecided: Whether a slope lies beyond its limit where none does so for certain; `saw` is then False.
     """
 
@@ -35,7 +35,7 @@ class Control:
     def outcome(self) -> str:
         """What it showed."""
         if self.saw is None:
-            return "none, so a pass does not show that a fault would have been seen."
+            return self.evidence or "none, so a pass does not show that a fault would have been seen."
         if self.saw:
             return f"fails as it must; {self.evidence}"
         if self.undecided:
@@ -43,7 +43,8 @@ class Control:
         return "its fault was not seen. The learning rate or the number of steps is too small to see a fault."
 
     def __str__(self) -> str:
-        ran = "" if self.saw is None else f" ({self.twin}; widths {self.widths}, {self.seeds} seeds)"
+        seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
+        ran = "" if self.saw is None else f" ({self.twin}; widths {self.widths}, {seeds})"
         return f"Control{ran}: {self.outcome()}"
 
 
@@ -68,7 +69,7 @@ def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control
     return Control(
         twin=twin,
         widths=sorted(int(width) for width in records["width"].unique()),
-        seeds=int(records["seed"].nunique()),
+        seeds=int(records.groupby("width")["seed"].nunique().min()),
         saw=bool(len(seen)),
         evidence=evidence,
         undecided=not len(seen) and bool(len(beyond)),

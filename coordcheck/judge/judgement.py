@@ -16,10 +16,11 @@ from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.control import MORE, Control
 from coordcheck.judge.diagnose import diagnose
 from coordcheck.judge.finding import Finding
+from coordcheck.judge.looks import confidence_of
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.slopes import fit
 from coordcheck.records.names import printable
-from coordcheck.records.schema import cell_columns, check_records, repeated_seeds
+from coordcheck.records.schema import cell_columns, check_records, independent, repeated_seeds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,15 +95,8 @@ class Judgement:
                 stacklevel=2,
             )
         control = Control() if control is None else control
-        initial_loss = InitialLoss.of(records)
-        judged = verdicts.judge(
-            fit(records, gate.confidence),
-            gate,
-            readout,
-            initial_loss,
-            parameters=None if audit is None else audit.parameters,
-            heads_grow=_heads_grow(records),
-        )
+        config = {"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})}
+        judged = judged_curves(records, gate, confidence_of(gate, config), readout, audit)
         findings = diagnose(records, judged, gate, audit, control.saw)
         return cls(
             records=records,
@@ -115,7 +109,7 @@ class Judgement:
             gate=gate,
             gate_source=gate_source,
             skipped=list(skipped),
-            config={"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})},
+            config=config,
             versions=dict(versions or {}),
             corpus_sha256=corpus_sha256,
         )
@@ -124,11 +118,14 @@ class Judgement:
         """What was checked, its widths and seeds, on one line."""
         first = self.records.iloc[0]
         widths = sorted(self.records["width"].unique())
+        seeds = self.records.groupby("width")["seed"].nunique()
         return " · ".join(
             [
                 *(str(first[name]) for name in cell_columns(self.records)),
                 f"widths {widths[0]}–{widths[-1]} ({len(widths)})",
-                f"{self.records['seed'].nunique()} seeds",
+                f"{', '.join(map(str, seeds))} runs"
+                if independent(self.records)
+                else f"{self.records['seed'].nunique()} seeds",
             ]
         )
 
@@ -164,6 +161,20 @@ class Judgement:
         if self.findings[0].fault:
             return f"INCONCLUSIVE: {self.findings[0]}"
         return f"{self.headline()} {self.findings[0]}"
+
+
+def judged_curves(
+    records: pd.DataFrame, gate: GateConfig, confidence: float, readout: str | None, audit: AuditResult | None
+) -> pd.DataFrame:
+    """The slopes of records with what was expected of them and their verdicts, see :func:`verdict.judge`."""
+    return verdicts.judge(
+        fit(records, confidence),
+        gate,
+        readout,
+        InitialLoss.of(records),
+        parameters=None if audit is None else audit.parameters,
+        heads_grow=_heads_grow(records),
+    )
 
 
 def _heads_grow(records: pd.DataFrame) -> bool:

@@ -1,10 +1,32 @@
 """Intervals and tests of means: Student's, Welch's, and Holm's correction for many of them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number, its standard error, and the degrees of freedom of that; none where nothing is known of it."""
+
+    value: float
+    error: float
+    df: float
+
+    @classmethod
+    def of(cls, sample: Array) -> "Measured":
+        """The mean of a sample."""
+        n = len(sample)
+        error = float(sample.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf
+        return cls(float(sample.mean()), error, n - 1.0)
+
+    def half_width(self, confidence: float) -> float:
+        """Half of Student's interval; infinite where nothing is known of the error."""
+        return float(stdtrit(self.df, (1 + confidence) / 2) * self.error) if self.df > 0 else np.inf
 
 
 def half_width(std: float, count: NDArray[np.int64] | int, confidence: float) -> Array:
@@ -29,13 +51,18 @@ def welch(before: Array, now: Array, confidence: float = 0.95) -> tuple[float, f
         sample nothing is known of its noise: the interval is infinite and p is 1. Two samples without any
         spread differ for certain or not at all.
     """
-    change = float(now.mean() - before.mean())
-    if min(len(before), len(now)) < 2:
+    return difference(Measured.of(before), Measured.of(now), confidence)
+
+
+def difference(before: Measured, now: Measured, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Welch's t test of the difference of two numbers whose errors were estimated; returns as :func:`welch`."""
+    change = now.value - before.value
+    if min(before.df, now.df) <= 0:
         return change, np.inf, 1.0
-    parts = np.array([before.var(ddof=1) / len(before), now.var(ddof=1) / len(now)])
+    parts = np.array([before.error, now.error]) ** 2
     if parts.sum() == 0:
         return change, 0.0, float(change == 0)
-    df = parts.sum() ** 2 / (parts**2 / np.array([len(before) - 1, len(now) - 1])).sum()
+    df = parts.sum() ** 2 / (parts**2 / np.array([before.df, now.df])).sum()
     error = np.sqrt(parts.sum())
     half = float(stdtrit(df, (1 + confidence) / 2) * error)
     return change, half, float(2 * stdtr(df, -abs(change) / error))

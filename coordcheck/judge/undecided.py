@@ -4,29 +4,40 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtr, stdtrit
 
 from coordcheck.config.schema import GateConfig
 from coordcheck.judge.finding import Curve, Finding, describe
 from coordcheck.judge.slopes import MIN_WIDTHS
-from coordcheck.judge.statistics import half_width
-from coordcheck.judge.verdict import worst_first
+from coordcheck.judge.verdict import borders, worst_first
 from coordcheck.records.schema import LOSS, ROOT
 
-MANY_SEEDS = 1000
+CLEAR = 2.0  # standard errors between a slope and its border, from which on the runs that decide can be told
+MOST_TIMES = 10.0  # as many runs as there are
 
 
-def undecided(judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str]) -> list[Finding]:
+def undecided(
+    judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str], independent: bool = False
+) -> list[Finding]:
     """One finding for each module that is neither at fault nor right for certain, worst first.
 
     Args:
         judged: As :func:`judge` returns.
         gate: As given to it.
         parameters: The weight of each module that has one, see :func:`weights`.
+        independent: Whether no seed ran at two widths, as with ``seeds="auto"``.
     """
     open_questions = judged[judged["verdict"] == "inconclusive"]
     worst = worst_first(open_questions).drop_duplicates("module")
     return [
-        Finding("", row["module"], parameters.get(row["module"]), describe(row), _advice(row, gate), Curve.of(row))
+        Finding(
+            "",
+            row["module"],
+            parameters.get(row["module"]),
+            describe(row),
+            _advice(row, gate, independent),
+            Curve.of(row),
+        )
         for _, row in worst.iterrows()
     ]
 
@@ -49,26 +60,35 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     return own | {name: name for name in records.loc[parameter, "module"].unique()}
 
 
-def _advice(row: pd.Series, gate: GateConfig) -> str:
+def _advice(row: pd.Series, gate: GateConfig, independent: bool) -> str:
     if row["n_widths"] < MIN_WIDTHS:
         return "Choose widths that fit into memory, or leave this module out with `modules`."
     if row["n_seeds"] < 2:
-        return "One seed gives no interval: use at least 2, better 5."
-    needed = seeds_to_decide(row, gate)
-    return f"About {needed} seeds would decide." if needed else "The slope lies on the border: use wider widths."
+        return "One seed gives no interval: use at least 2, better 5, or seeds=auto."
+    needed = runs_to_decide(row, gate)
+    if needed is not None and not independent:
+        return f"About {-(-needed * row['n_seeds'] // row['n_runs'])} seeds would decide."
+    if needed is not None:
+        return f"About {needed} runs in all would decide: a larger budget."
+    larger = "a larger budget" if independent else f"seeds={4 * row['n_seeds']}, or seeds=auto"
+    return f"The border lies within the noise, which four times as many runs halve: {larger}; or use wider widths."
 
 
-def seeds_to_decide(row: pd.Series, gate: GateConfig) -> int | None:
-    """The smallest number of seeds whose interval, with the spread seen so far, leaves the borders out.
+def runs_to_decide(row: pd.Series, gate: GateConfig) -> int | None:
+    """How many runs in all would decide a curve, spread over widths as those that there are.
+
+    That goes with the square of the distance to the border, so it is known to within a factor of two only where that
+    distance is known well: at least :data:`CLEAR` standard errors.
 
     Returns:
-        None if more than 1000 would be needed.
+        None where it is not known.
     """
-    borders = (
-        row["expected_low"] - gate.tolerance.vanishes[row["kind"]],
-        row["expected_high"] + gate.tolerance.explodes[row["kind"]],
-    )
-    margin = min(abs(row["slope"] - border) for border in borders)
-    seeds = np.arange(2, MANY_SEEDS + 1)
-    enough = seeds[half_width(row["slope_std"], seeds, gate.confidence) < margin]
-    return int(enough[0]) if len(enough) else None
+    low, high = (float(border.iloc[0]) for border in borders(row.to_frame().T, gate))
+    margin = min(abs(row["slope"] - low), abs(row["slope"] - high))
+    if not np.isfinite(row["error"]) or margin < CLEAR * row["error"]:
+        return None
+    confidence = 2 * stdtr(row["df"], (row["ci_high"] - row["slope"]) / row["error"]) - 1
+    times = np.geomspace(1.0, MOST_TIMES, 400)
+    df = (row["df"] + 1) * times - 1
+    enough = times[stdtrit(df, (1 + confidence) / 2) * row["error"] / np.sqrt(times) < margin]
+    return max(row["n_runs"] + 1, int(np.ceil(row["n_runs"] * enough[0]))) if len(enough) else None

@@ -151,8 +151,7 @@ def _small_embeddings(judged: pd.DataFrame, gate: GateConfig, read: pd.DataFrame
 
 def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Series) -> pd.DataFrame:
     """Fills in the verdict of each curve, and how far it lies beyond its range and tolerance."""
-    low = judged["expected_low"] - judged["kind"].map(gate.tolerance.vanishes).astype(float)
-    high = judged["expected_high"] + judged["kind"].map(gate.tolerance.explodes).astype(float)
+    low, high = borders(judged, gate)
     verdict = np.select(
         [
             judged["n_nonfinite"] > 0,
@@ -167,6 +166,15 @@ def _against_range(judged: pd.DataFrame, gate: GateConfig, zero_is_due: pd.Serie
         default="inconclusive",
     )
     return judged.assign(verdict=verdict, excess=np.fmax(judged["slope"] - high, low - judged["slope"]))
+
+
+def borders(judged: pd.DataFrame, gate: GateConfig) -> tuple[pd.Series, pd.Series]:
+    """The lowest and the highest slope that still passes, of each curve."""
+    kinds = judged.reset_index()["kind"].set_axis(judged.index)
+    return (
+        judged["expected_low"] - kinds.map(gate.tolerance.vanishes).astype(float),
+        judged["expected_high"] + kinds.map(gate.tolerance.explodes).astype(float),
+    )
 
 
 def _multiplied_afterwards(judged: pd.DataFrame, exact: float, read: pd.DataFrame) -> pd.Series:

@@ -41,7 +41,7 @@ RUN_AND_CURVE = ["width", "seed", "step", "module", "kind"]  # what a record is 
 LEAST = {"width": 1, "seed": -np.inf, "step": 0, "order": 0}  # whole numbers, from where on
 # columns that slopes and tables add beside those of the cell, which may not have their names
 DERIVED = frozenset(
-    {"slope", "ci_low", "ci_high", "n_widths", "n_seeds", "n_zero", "n_nonfinite", "n_runs", "slope_std", "curvature"}
+    {"slope", "ci_low", "ci_high", "n_widths", "n_seeds", "n_zero", "n_nonfinite", "n_runs", "error", "df", "curvature"}
     | {"expected_low", "expected_high", "verdict", "source", "excess", "rank", "bend", "log", "size", "zero", "bad"}
     | {"fewest", "most", "beyond", "low", "middle", "high", "index"}
 )
@@ -177,6 +177,11 @@ def sizes(records: "pd.DataFrame") -> "pd.Series":
     """The size whose slope is fitted: l1, or rms where a recorder knew only that."""
     unknown = records["l1"].isna() & (records["nonfinite"] == 0)
     return records["l1"].where(~unknown, records["rms"])
+
+
+def independent(records: "pd.DataFrame") -> bool:
+    """Whether no seed ran at two widths: then points of a curve share nothing that a seed drew."""
+    return bool(records.groupby("seed")["width"].nunique().max() == 1)
 
 
 def repeated_seeds(records: "pd.DataFrame") -> list[int]:

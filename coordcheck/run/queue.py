@@ -65,7 +65,8 @@ class RunQueue:
         cell: What is built.
         plan: What all runs have in common.
         widths: d_model.
-        seeds: One run at each width for each.
+        seeds: One run at each width for each; or by width, for as many runs as each needs.
+        batch_seed: Of the batch that all runs train on; None where each seed has its own.
         store: Where finished runs are kept; None keeps nothing.
         workers: Runs at a time.
         title: Shown before the progress bar.
@@ -74,16 +75,24 @@ class RunQueue:
     cell: Cell
     plan: RunPlan
     widths: Sequence[int]
-    seeds: Sequence[int]
+    seeds: Sequence[int] | Mapping[int, Sequence[int]]
     store: RunStore | None = None
     workers: int = 1
     title: str = "check"
+    batch_seed: int | None = None
     _building: Lock = field(default_factory=Lock, init=False)
     _stop: Event = field(default_factory=Event, init=False)
     _too_large: set[int] = field(default_factory=set, init=False)
     _frames: dict[tuple[int, int], pd.DataFrame] = field(default_factory=dict, init=False)
     _state: float = field(default=0.0, init=False)
     _recomputes: bool = field(default=False, init=False)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Width and seed of every run, longest first."""
+        of = self.seeds
+        by_width = of if isinstance(of, Mapping) else dict.fromkeys(self.widths, of)
+        every = {(width, seed) for width, seeds in by_width.items() for seed in seeds}
+        return sorted(every, key=lambda run: (-run[0], run[1]))
 
     def try_out(self) -> str:
         """Trains the two narrowest models anew, whatever is stored.
@@ -95,19 +104,20 @@ class RunQueue:
             A hash of their records.
         """
         digest = hashlib.sha256()
+        first = dict(self.runs()[::-1])
         for width in sorted(self.widths)[:2]:
-            records = self._one(width, self.seeds[0])
+            records = self._one(width, first[width])
             if records is not None:
-                self._frames[width, self.seeds[0]] = records
+                self._frames[width, first[width]] = records
                 digest.update(records.to_csv(index=False).encode())
         self.cell.tried_out(self._recomputes)
         return digest.hexdigest()
 
     def left(self) -> list[tuple[int, int]]:
         """Width and seed of the runs that are neither stored nor done, longest first."""
-        every = ((w, s) for w in self.widths for s in self.seeds)
+        every = self.runs()
         done = self._frames if self.store is None else {*self._frames, *filter(self.store.__contains__, every)}
-        return sorted({(w, s) for w in self.widths for s in self.seeds} - {*done}, key=lambda r: (-r[0], r[1]))
+        return [run for run in every if run not in done]
 
     def measure(self) -> dict[int, float]:
         """Finishes runs at two narrow widths, alone, after one that does not count.
@@ -143,13 +153,14 @@ class RunQueue:
         Returns:
             Seconds of each run, and the bytes that the widest needs.
         """
-        left, seed = self.left(), self.seeds[0]
+        left = self.left()
+        seed = self.runs()[0][1] if self.batch_seed is None else self.batch_seed
         dry = {width: dry_run(self.cell, width, seed) for width in {*measured, *(width for width, _ in left)}}
         seconds = seconds_by_width(dry, measured, self.plan.steps, self.plan.device)
         return [seconds[width] for width, _ in left], memory_of_run(dry[max(dry)], self._state)
 
     def finish(self) -> Finished:
-        """Runs what is not stored yet.
+        """Runs what is not stored yet. More seeds may be given afterwards; what is done is not done again.
 
         Returns:
             The records of all runs.
@@ -157,10 +168,10 @@ class RunQueue:
         Raises:
             KeyboardInterrupt: on Ctrl-C; finished runs are stored.
         """
-        every = sorted(((w, s) for w in self.widths for s in self.seeds), key=lambda r: (-r[0], r[1]))
-        runs, frames = [run for run in every if run not in self._frames], dict(self._frames)
+        every, frames = self.runs(), self._frames
+        runs = [run for run in every if run not in frames]
         with _progress(self.title) as progress, ThreadPoolExecutor(self.workers) as pool:
-            bar = progress.add_task(self.title, total=sum(_cost(width) for width, _ in runs), run="")
+            bar = progress.add_task(self.title, total=sum(cost(width) for width, _ in runs), run="")
             futures: dict[Future[pd.DataFrame | None], tuple[int, int]] = {}
             for width, seed in runs:
                 told = partial(progress.update, bar, run=f"width {width} seed {seed}")
@@ -170,12 +181,12 @@ class RunQueue:
                     records = future.result()
                     if records is not None:
                         frames[futures[future]] = records
-                    progress.advance(bar, _cost(futures[future][0]))
+                    progress.advance(bar, cost(futures[future][0]))
             except BaseException:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return Finished(self._collect(frames), self._skipped())
+        return Finished(self._collect({run: frames[run] for run in every if run in frames}), self._skipped())
 
     def _one(self, width: int, seed: int, begins: Callable[[], object] = lambda: None) -> pd.DataFrame | None:
         """The records of one run, stored or new; None if it does not fit into memory."""
@@ -207,7 +218,7 @@ class RunQueue:
             # all of these may draw from torch's global generator, which all threads share
             model = self.cell.build(width, seed, device)
             optimizer = self.cell.optimizer(model, width)
-            batch = self.cell.batch(seed, device)
+            batch = self.cell.batch(seed if self.batch_seed is None else self.batch_seed, device)
         records = run(
             model,
             optimizer,
@@ -306,8 +317,8 @@ def _release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _cost(width: int) -> float:
-    """Relative time of a run, for the time left: matrices grow like width^2, the rest hardly."""
+def cost(width: int) -> float:
+    """Relative time of a run, the same on every machine: matrices grow like width^2, the rest hardly."""
     return 1.0 + (width / 128) ** 2
 
 

@@ -10,7 +10,7 @@ from coordcheck.config.rules import head_count
 def test_the_default_is_the_main_job():
     config = load()
     assert config.widths == [64, 128, 256, 512, 1024]
-    assert (config.seeds, config.steps, config.model.name) == (5, 4, "gpt")
+    assert (config.seeds, config.steps, config.model.name) == ("auto", 4, "gpt")
     assert (config.parametrization.name, config.embedding.name, config.readout.name) == ("mup", "untied", "zero")
     assert (config.optimizer.name, config.data.name, config.device) == ("adam", "stdlib", "auto")
     assert config.gate == default_gate()

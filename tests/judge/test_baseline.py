@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import power, synthetic
 from scipy import stats
@@ -63,6 +64,31 @@ def test_a_baseline_is_reviewable_and_reads_back(gate, tmp_path):
     assert said["corpus_sha256"] == "a" * 64
     assert len(said["config_sha256"]) == 64
     assert baseline.curves == Baseline.of(check).curves
+
+
+def independent_check(gate, exponent, first_seed):
+    """A check of independent runs, 6, 4 and 3 of them at three widths."""
+    frames = []
+    for width, n in {64: 6, 128: 4, 256: 3}.items():
+        drawn = np.random.default_rng(first_seed + width).normal(0, 0.01, n)
+        size = {("fc", "activation", 0): lambda w, s, drawn=drawn: float(w**exponent * 2 ** drawn[s])}
+        frames.append(synthetic(size, (width,), n).assign(seed=lambda of, w=width: of["seed"] + 1000 * w))
+    return CoordCheck.from_records(pd.concat(frames), gate, corpus_sha256="a" * 64, versions={"python": "3.11.7"})
+
+
+def test_a_baseline_of_independent_runs_keeps_slope_error_and_freedom_and_compares(gate, tmp_path):
+    check = independent_check(gate, 0.0, 1)
+    baseline = stored(check, tmp_path / "b.json")
+    row = check.slopes.iloc[0]
+    kept = baseline.curves["fc", "activation", 0]
+    assert (kept.value, kept.error, kept.df) == pytest.approx(tuple(row[["slope", "error", "df"]]), abs=1e-6)
+    assert compare(independent_check(gate, 0.0, 2), baseline)["status"].item() == "same"
+    assert compare(independent_check(gate, 0.1, 2), baseline)["status"].item() == "regressed"
+    other = independent_check(gate, 0.1, 2)
+    half = compare(other, baseline)["high"].item() - compare(other, baseline)["change"].item()
+    parts = np.array([row["error"], other.slopes["error"].item()]) ** 2
+    df = parts.sum() ** 2 / (parts**2 / np.array([row["df"], other.slopes["df"].item()])).sum()
+    assert half == pytest.approx(stats.t.ppf(0.975, df) * parts.sum() ** 0.5, rel=1e-4)
 
 
 def test_the_same_check_is_the_same(gate, tmp_path):

@@ -29,7 +29,55 @@ def test_slopes_of_seeds_and_their_interval_are_those_of_scipy():
     slopes = [stats.linregress(x, [np.log(table[w, s]) for w in widths]).slope for s in range(5)]
     low, high = stats.t.interval(0.9, 4, loc=np.mean(slopes), scale=stats.sem(slopes))
     assert row[["slope", "ci_low", "ci_high"]].tolist() == pytest.approx([np.mean(slopes), low, high])
-    assert row["slope_std"] == pytest.approx(np.std(slopes, ddof=1))
+    assert (row["error"], row["df"]) == pytest.approx((stats.sem(slopes), 4))
+
+
+def independent_runs(counts, rng, noise=0.1):
+    """Records of a curve whose runs share no seed, and its sizes by width."""
+    sizes = {width: np.exp(rng.normal(0.2 * np.log(width), noise, n)) for width, n in counts.items()}
+    frames = [
+        synthetic({("fc", "delta", 2): lambda w, s, own=own: float(own[s])}, (width,), len(own)).assign(
+            seed=lambda of, width=width: of["seed"] + 1000 * width
+        )
+        for width, own in sizes.items()
+    ]
+    return pd.concat(frames, ignore_index=True), sizes
+
+
+def test_independent_runs_give_a_contrast_of_the_widths_means_with_satterthwaites_interval():
+    records, sizes = independent_runs({64: 12, 128: 8, 256: 5, 512: 3}, np.random.default_rng(3))
+    row = fit(records, 0.9).iloc[0]
+    x = np.log2(list(sizes))
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    logs = [np.log2(own) for own in sizes.values()]
+    parts = np.array([c**2 * own.var(ddof=1) / len(own) for c, own in zip(weights, logs, strict=True)])
+    df = parts.sum() ** 2 / sum(part**2 / (len(own) - 1) for part, own in zip(parts, logs, strict=True))
+    slope = sum(c * own.mean() for c, own in zip(weights, logs, strict=True))
+    low, high = stats.t.interval(0.9, df, loc=slope, scale=parts.sum() ** 0.5)
+    assert row[["slope", "ci_low", "ci_high", "df"]].tolist() == pytest.approx([slope, low, high, df])
+    assert (row["n_widths"], row["n_seeds"], row["n_runs"]) == (4, 3, 28)
+
+
+def test_two_widths_of_independent_runs_would_be_welchs_test():
+    """With three widths the middle one has no weight, which leaves Welch's difference of the ends."""
+    records, sizes = independent_runs({64: 9, 128: 2, 256: 4}, np.random.default_rng(4))
+    row = fit(records).iloc[0]
+    ends = stats.ttest_ind(np.log2(sizes[256]), np.log2(sizes[64]), equal_var=False).confidence_interval(0.95)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((ends.low / 2, ends.high / 2))
+
+
+def test_a_lone_run_at_a_width_borrows_the_largest_spread_of_the_others():
+    records, sizes = independent_runs({64: 6, 128: 4, 256: 1}, np.random.default_rng(5))
+    row = fit(records).iloc[0]
+    largest = max(np.log2(sizes[width]).var(ddof=1) for width in (64, 128))
+    assert row["error"] == pytest.approx((np.log2(sizes[64]).var(ddof=1) / 6 / 4 + largest / 4) ** 0.5)
+    alone, _ = independent_runs({64: 1, 128: 1, 256: 1}, np.random.default_rng(5))
+    assert (fit(alone)["ci_low"].item(), fit(alone)["ci_high"].item()) == (-np.inf, np.inf)
+
+
+def test_independent_runs_that_repeat_bit_for_bit_count_once():
+    records, _ = independent_runs({64: 4, 128: 4, 256: 4}, np.random.default_rng(6), noise=0.0)
+    assert fit(records)[["n_seeds", "n_runs"]].values.tolist() == [[1, 12]]
 
 
 def test_one_seed_has_no_interval():

@@ -7,7 +7,7 @@ from conftest import power, synthetic
 from scipy import stats
 
 from coordcheck.judge.slopes import fit
-from coordcheck.judge.undecided import seeds_to_decide, undecided, weights
+from coordcheck.judge.undecided import runs_to_decide, undecided, weights
 from coordcheck.judge.verdict import judge, overall, worst_first
 
 
@@ -41,20 +41,28 @@ def test_each_side_of_each_tolerance(gate, kind, exponent, verdict):
     assert verdict_of(gate, power(exponent), kind) == verdict
 
 
-def test_an_interval_across_the_border_is_inconclusive_and_says_how_many_seeds_decide(gate):
-    row = judged(gate, {("fc", "activation", 1): power(0.05, noise=0.06)}).iloc[0]
+def test_an_interval_across_the_border_is_inconclusive_and_says_what_decides_where_that_is_known(gate):
+    row = judged(gate, {("fc", "activation", 1): power(0.04, noise=0.031)}).iloc[0]
     assert row["verdict"] == "inconclusive"
-    needed = seeds_to_decide(row, gate)
     margin = 0.10 - row["slope"]
+    assert 2 < margin / row["error"] < 2.8
 
-    def half(n):
-        return stats.t.ppf(0.975, n - 1) * row["slope_std"] / np.sqrt(n)
+    def half(runs):
+        times = runs / row["n_runs"]
+        return stats.t.ppf(0.975, 5 * times - 1) * row["error"] / np.sqrt(times)
 
-    assert half(needed) < margin <= half(needed - 1)
-    assert (
-        f"About {needed} seeds"
-        in undecided(judged(gate, {("fc", "activation", 1): power(0.05, 0.06)}), gate, {})[0].advice
-    )
+    needed = runs_to_decide(row, gate)
+    assert half(needed) < margin < half(needed - 1)
+    advice = undecided(judged(gate, {("fc", "activation", 1): power(0.04, noise=0.031)}), gate, {})[0].advice
+    assert advice == f"About {np.ceil(needed / 4):.0f} seeds would decide."
+
+
+def test_where_the_border_lies_within_the_noise_no_number_is_promised(gate):
+    table = judged(gate, {("fc", "activation", 1): power(0.05, noise=0.06)})
+    assert table["verdict"].item() == "inconclusive"
+    assert runs_to_decide(table.iloc[0], gate) is None
+    assert "four times as many runs halve: seeds=20, or seeds=auto" in undecided(table, gate, {})[0].advice
+    assert "a larger budget" in undecided(table, gate, {}, independent=True)[0].advice
 
 
 def test_a_layer_without_an_update_of_its_own_is_dead_at_the_last_step_only(gate):
@@ -66,7 +74,7 @@ def test_a_layer_without_an_update_of_its_own_is_dead_at_the_last_step_only(gate
 
 def test_a_slope_on_the_border_is_not_promised_a_number_of_seeds(gate):
     row = judged(gate, {("fc", "activation", 1): power(0.10, noise=0.06)}).iloc[0]
-    assert seeds_to_decide(row, gate) is None
+    assert runs_to_decide(row, gate) is None
 
 
 def test_one_seed_is_inconclusive_and_asks_for_more(gate):

@@ -48,6 +48,37 @@ def test_mups_own_frame_is_read_and_judged(theirs, tmp_path, gate, suffix):
     assert logits == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("root", [True, False])
+def test_a_module_that_runs_twice_in_a_pass_has_no_more_seeds_than_the_model(tmp_path, root):
+    """mup's own recorder, of a model whose activation function is one module that runs after both layers."""
+    net = torch.nn.Sequential
+
+    def build(width):
+        act = torch.nn.Tanh()
+        return net(torch.nn.Linear(8, width), act, torch.nn.Linear(width, width), act, torch.nn.Linear(width, 4))
+
+    batch = (torch.randn(16, 8), torch.randint(0, 4, (16,)))
+    frame = mup.coord_check._get_coord_data(
+        {width: lambda width=width: build(width) for width in (8, 16, 32)},
+        [batch],
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        nsteps=2,
+        nseeds=3,
+        cuda=False,
+        show_progress=False,
+        output_fdict={"l1": "l1", "l2": "l2"},
+    )
+    twice = frame.query("width == 16 and module == '1' and t == 2")
+    assert len(twice) == 6
+    (frame if root else frame[frame["module"] != ""]).to_csv(tmp_path / "coords.csv")
+    records = read_mup(tmp_path / "coords.csv")
+    assert sorted(records["seed"].unique()) == [0, 1, 2]
+    pooled = records.query("width == 16 and module == '1' and step == 1").sort_values("seed")
+    assert pooled["l1"].to_numpy() == pytest.approx(twice["l1"].to_numpy().reshape(3, 2).mean(axis=1))
+    squares = twice["l2"].to_numpy().reshape(3, 2) ** 2
+    assert pooled["rms"].to_numpy() == pytest.approx(squares.mean(axis=1) ** 0.5)
+
+
 def test_there_and_back_again(theirs, tmp_path, gate):
     theirs.to_csv(tmp_path / "coords.csv", index=False)
     back = CoordCheck.from_records(read_mup(tmp_path / "coords.csv"), gate).to_mup()

@@ -19,6 +19,7 @@ from coordcheck.judge.diagnose.evidence import Evidence
 from coordcheck.judge.diagnose.parameters import audited
 from coordcheck.judge.finding import Finding
 from coordcheck.judge.undecided import undecided, weights
+from coordcheck.records.schema import independent
 
 
 def diagnose(
@@ -51,4 +52,4 @@ def diagnose(
         found.insert(0, motionless(evidence))
     elif evidence.drowned or (seen is False and not found):
         found.insert(0, gentle(evidence))
-    return [*found, *undecided(judged, gate, weights(records))]
+    return [*found, *undecided(judged, gate, weights(records), independent(records))]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
-from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, plain
+from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, plain, text_width
 
 # by the quantity that is then wrong
 INIT_FAULTS = ("init", "uninitialized")
@@ -18,22 +18,27 @@ RATE_FAULTS = ("learning_rate", "ungrouped", "regrouped")
 def audit_figure(audit: AuditResult) -> Figure:
     """Exponents of init std and of the learning rate, one row per parameter in the model's order."""
     rows = audit.parameters
-    figure = Figure(figsize=(13, 0.19 * len(rows) + 1.9), layout="constrained")
+    height = 0.19 * len(rows) + 1.9
+    figure = Figure(figsize=(13, height))
     figure.suptitle(
         f"{audit.verdict.upper()}   audit against {audit.expect}, widths {', '.join(map(str, audit.widths))}",
         fontsize=13,
         fontweight="bold",
         color=VERDICT_COLOURS[audit.verdict],
+        y=1 - 0.15 / height,
+        va="top",
     )
     panels = figure.subplots(1, 2, sharey=True)
     draw_exponents(panels[0], rows, "std", faulty(audit, INIT_FAULTS), "init std: exponent of width")
     draw_exponents(panels[1], rows, "lr", faulty(audit, RATE_FAULTS), "learning rate: exponent of width")
-    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=SMALL + 1)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="lower right", ncols=3, fontsize=SMALL + 1)
     names = [" = ".join(filter(None, pair)) for pair in rows[["parameter", "tied_to"]].to_numpy()]
     labels = [
         f"{'' if said == 'pass' else f'{said}: '}{plain(name)} ({role})"
         for name, role, said in zip(names, rows["role"], rows["verdict"], strict=True)
     ]
+    left = min(text_width(labels) + 0.2, 6.0)
+    figure.subplots_adjust(left / 13, 0.7 / height, 1 - 0.15 / 13, 1 - 0.75 / height, 0.05)
     panels[0].set_yticks(range(len(rows)), labels, fontsize=SMALL)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     for tick, said in zip(panels[0].get_yticklabels(), rows["verdict"], strict=True):
@@ -79,7 +84,7 @@ def draw_exponents(axes: Axes, rows: pd.DataFrame, quantity: str, at_fault: Coll
         label="measured, at fault",
         zorder=3,
     )
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, y=1.0)
     low, high = (float(end) for end in axes.get_xlim())
     axes.set_xlim(min(low, -1.2), max(high, 0.3))
     axes.grid(axis="x", alpha=0.3, linewidth=0.5)

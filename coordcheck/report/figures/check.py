@@ -15,7 +15,7 @@ from coordcheck.judge.finding import Finding
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import FAILURES
 from coordcheck.report.figures.curves import draw_legend, draw_lines, label_worst, make_headroom
-from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth_colours, plain
+from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth_colours, plain, text_width
 
 ORIGIN = "►"
 MEANINGS = f"▲ explodes   ▼ vanishes   ∅ dead   ✕ nonfinite   ? inconclusive   {ORIGIN} a fault starts here"
@@ -29,11 +29,16 @@ def report_figure(check: Judgement) -> Figure:
     kinds = list(dict.fromkeys(check.slopes["kind"]))
     modules = check.slopes["module"].nunique()
     height = max(3.4 * len(kinds) + 1.2, 0.165 * modules + 2.2)
-    figure = Figure(figsize=(19, height), layout="constrained")
+    # places are computed here, once: a layout engine draws the whole figure to measure it, three times over
+    figure = Figure(figsize=(19, height))
     draw_title(figure, check)
     left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=[1.45, 1]))
     draw_curves(left, check.records, check.slopes, kinds)
     draw_heat_maps(right, check.slopes, kinds, [finding for finding in check.findings if finding.fault])
+    wide, narrow = 19 * 1.45 / 2.45, 19 / 2.45
+    left.subplots_adjust(0.7 / wide, 0.55 / height, 1 - 0.15 / wide, 1 - 0.8 / height, 0.06, 0.25)
+    labels = min(text_width(map(plain, check.slopes["module"].unique())) + 0.35, 0.6 * narrow)
+    right.subplots_adjust(labels / narrow, 1.35 / height, 1 - 0.15 / narrow, 1 - 0.95 / height, 0.04)
     return figure
 
 
@@ -44,6 +49,8 @@ def draw_title(figure: Figure, check: Judgement) -> None:
         fontsize=14,
         fontweight="bold",
         color=VERDICT_COLOURS[check.verdict],
+        y=1 - 0.15 / figure.get_figheight(),
+        va="top",
     )
 
 
@@ -59,7 +66,7 @@ def draw_curves(figure: SubFigure, records: pd.DataFrame, slopes: pd.DataFrame, 
             of_panel = slopes[(slopes["kind"] == kind) & (slopes["step"] == step)]
             if len(of_panel):
                 draw_panel(axes, records[(records["kind"] == kind) & (records["step"] == step)], of_panel, colours)
-                axes.set_title(f"{kind}, step {step}", fontsize=10)
+                axes.set_title(f"{kind}, step {step}", fontsize=10, y=1.0)
                 axes.set_xlabel("width" if row == len(kinds) - 1 else "")
                 drawn.append(axes)
             elif explained:
@@ -106,14 +113,16 @@ def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str]
             tick.set(color=VERDICT_COLOURS["fail"], fontweight="bold")
     for axes, kind in zip(panels, kinds, strict=True):
         frame_origins(axes, slopes[slopes["kind"] == kind], modules, [f for f in origins if f.kind == kind])
-    bar = figure.colorbar(images[0], ax=list(panels), location="bottom", shrink=0.8, pad=0.01, aspect=40)
+    height = figure.get_figure(root=True).get_figheight()
+    place = figure.add_axes((0.25, 0.72 / height, 0.65, 0.16 / height))
+    bar = figure.colorbar(images[0], cax=place, orientation="horizontal")
     bar.set_label(f"distance from the expected range\n{MEANINGS}", fontsize=SMALL + 1)
     bar.ax.tick_params(labelsize=SMALL)
 
 
 def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> AxesImage:
     """One kind's heat map."""
-    axes.set_title(f"slope of\n{slopes['kind'].iloc[0]}", fontsize=10)
+    axes.set_title(f"slope of\n{slopes['kind'].iloc[0]}", fontsize=10, y=1.0)
     steps = sorted(slopes["step"].unique())
     beyond = slopes["slope"] - slopes["slope"].clip(slopes["expected_low"], slopes["expected_high"])
     grid = slopes.assign(beyond=beyond).pivot(index="module", columns="step", values="beyond")
@@ -142,7 +151,6 @@ def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> A
             fontsize=SMALL - 1,
             fontweight="bold" if row["verdict"] in FAILURES else "normal",
             color="white" if dark else "black",
-            in_layout=False,
         )
     return image
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from coordcheck.judge.verdict import FAILURES, worst_first
 from coordcheck.records.schema import sizes
@@ -36,7 +36,7 @@ def draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, tuple[flo
     axes.xaxis.set_major_locator(FixedLocator([float(width) for width in widths]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=SMALL)
     axes.grid(alpha=0.25, linewidth=0.5)
     if lines:

@@ -6,7 +6,7 @@ common colour blindness can tell apart; verdicts are also marked by a sign and a
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ def plain(text: object, most: int = LONGEST_LABEL) -> str:
     'a\\$b\\$'
     """
     return printable(text, most).replace("$", r"\$")
+
+
+def text_width(texts: Iterable[str], size: float = SMALL) -> float:
+    """Inches that the longest text takes at most, at a font size in points, nearly: a letter is 0.6 as wide as high."""
+    return 0.6 * size / 72 * max(map(len, texts), default=0)
 
 
 def depth_colours(modules: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
