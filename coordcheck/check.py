@@ -330,7 +330,7 @@ def audit(
         fitting(lambda width: least_of_audit(build, width), wanted, torch.device("cpu"))
         if batch is None:
             return _audited(make_model, wanted, make_optimizer, gate)
-        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, wanted)
+        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, wanted, trained=False)
         return audit_cell(cell, wanted, gate, with_optimizer=optimizer is not None)
 
 

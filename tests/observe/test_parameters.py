@@ -456,13 +456,14 @@ class Odd(nn.Module):
     [
         lambda d: nn.Parameter(torch.empty(0, d)),
         lambda d: nn.Parameter(torch.tensor(1.0)),
+        lambda d: nn.Parameter(torch.randn(d, d, dtype=torch.complex64) / d**0.5),
         lambda d: nn.Parameter(torch.randn(d, d, dtype=torch.float64) / d**0.5),
         lambda d: nn.Parameter(torch.randn(d, d).div(d**0.5).bfloat16()),
         lambda d: nn.Parameter(torch.randint(-5, 5, (d, d), dtype=torch.int8), requires_grad=False),
         lambda d: nn.Parameter(torch.zeros(1, d).expand(4, d), requires_grad=False),
         lambda d: nn.Parameter(torch.zeros(d, d).to(torch.float8_e4m3fn), requires_grad=False),
     ],
-    ids=["empty", "scalar", "double", "bfloat16", "whole numbers", "expanded", "float8"],
+    ids=["empty", "scalar", "complex", "double", "bfloat16", "whole numbers", "expanded", "float8"],
 )
 def test_unusual_parameters_are_audited_like_others(odd):
     report = audit(lambda width: Odd(width, odd(width)), WIDTHS, lambda m: torch.optim.Adam(m.parameters()), "sp")
@@ -507,9 +508,49 @@ def test_a_schedule_that_begins_at_zero_leaves_the_learning_rate_open():
     assert "its learning rate is zero" in report.findings[0].cause
 
 
-def test_an_optimizer_that_needs_a_closure_is_refused():
-    with pytest.raises(ValueError, match="needs a closure"):
-        audit(build, WIDTHS, lambda m: torch.optim.LBFGS(m.parameters()))
+def by_closure(model):
+    return torch.optim.LBFGS(model.parameters())
+
+
+TOKENS = (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("batch", [None, TOKENS], ids=["shapes", "uses"])
+def test_an_optimizer_that_needs_a_closure_leaves_rates_open_and_inits_audited(batch):
+    report = audit(build, WIDTHS, by_closure, batch=batch)
+    assert report.verdict == "inconclusive" and {f.verdict for f in report.findings} == {"unknown"}
+    assert "could not be tried" in report.findings[0].cause
+
+    def wrong(width):
+        model = build(width)
+        model.get_parameter("fc.weight").data.fill_(0.1)
+        return model
+
+    assert ("fc.weight", "init") in found(audit(wrong, WIDTHS, by_closure, batch=batch))
+
+
+class Spectral(nn.Module):
+    """A Fourier layer: complex weights between as many channels as the width, on the lowest frequencies."""
+
+    def __init__(self, width: int, exponent: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width, 4, dtype=torch.complex64) * width**exponent)
+
+    def forward(self, x):
+        low = torch.einsum("bif,iof->bof", torch.fft.rfft(x)[..., :4], self.weight)
+        return torch.fft.irfft(low, n=x.shape[-1])
+
+
+@pytest.mark.parametrize(("exponent", "verdict"), [(-0.5, "pass"), (0.0, "init")])
+def test_complex_weights_are_audited_where_they_are_used(exponent, verdict):
+    def fourier(width):
+        return nn.Sequential(nn.Conv1d(1, width, 1), Spectral(width, exponent), nn.Conv1d(width, 1, 1))
+
+    x = torch.randn(2, 1, 16)
+    report = audit(fourier, WIDTHS, batch=(x, x), loss=lambda model, b: nn.functional.mse_loss(model(b[0]), b[1]))
+    row = report.parameters.set_index("parameter").loc["1.weight"]
+    assert (row["role"], row["used_in"], row["verdict"]) == ("hidden", "einsum in 1", verdict)
+    assert row["std_exponent"] == pytest.approx(exponent, abs=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
