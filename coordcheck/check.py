@@ -12,7 +12,8 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from coordcheck.config.arguments import directory, is_flag, shown, text, whole
+from coordcheck.config.accept import EXAMPLE, accepted_quantities, entries
+from coordcheck.config.arguments import directory, is_flag, shown, text, texts, whole
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
 from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
@@ -55,6 +56,7 @@ def coord_check(
     store: str | Path | None = None,
     workers: int | None = None,
     decay: str | None = None,
+    accept: Sequence[str] = (),
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -86,9 +88,14 @@ def coord_check(
             that are loaded nor what the two narrowest models do has changed; None keeps nothing.
         workers: Runs at a time, at most; None for one per CPU core, one on a GPU. Training that draws random numbers
             goes on one run at a time.
-
         decay: How learning rate times weight decay should scale: "independent" (not at all, as mup.MuAdamW has it),
             "width^-1/2", "constant" (the weight decay itself is) or "off"; None warns where it scales.
+        accept: Deviations that are meant, "PARAMETER: QUANTITY", for example "wte.weight: lr". A parameter may be a
+            shell pattern; quantities are "init", "lr", "multiplier", "decay", "epsilon", "writes", "groups" and
+            "shape". They are listed as accepted and do not fail the check. Curves of the module that uses the
+            parameter, and of what hands its output on unchanged until the next weight matrix, may lie as far off as an
+            accepted init, multiplier or rate explains, and no further. Curves behind that fail as ever: what other
+            modules receive was not accepted.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -111,8 +118,8 @@ def coord_check(
     axes = check_axes(widths, seeds, steps, kinds)
     selected = check_modules(modules)
     check_options(name=name, control=control, audit=audit, store=store, workers=workers)
-    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    gate = gate_of(expect, decay, accept)
+    check_accepted(gate, audit)
     arithmetic = member(Precision, "precision", precision)
     plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device), arithmetic)
     config = {**vars(axes), "modules": selected, "precision": precision}
@@ -136,6 +143,32 @@ def coord_check(
             store=store,
             workers=workers,
             config=config,
+        )
+
+
+def gate_of(expect: str, decay: str | None, accept: Sequence[str]) -> GateConfig:
+    """The default gate with what a call says of it.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
+    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    gate.accept = texts("accept", accept, EXAMPLE)
+    entries(gate.accept)
+    return gate
+
+
+def check_accepted(gate: GateConfig, audit: bool) -> None:
+    """Makes sure that there is an audit where its findings are accepted.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if gate.accept and not audit:
+        raise ValueError(
+            f"`accept` names what an audit finds, so it needs one; got {shown(gate.accept)} without an audit. "
+            f"For example audit=True."
         )
 
 
@@ -173,6 +206,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
 
     plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
     directory("runs", config.runs, "checks/runs")
+    check_accepted(config.gate, config.audit)
     with _as_in_training(plan.device):
         cell = make_cell(config)
         return check_cell(
@@ -232,6 +266,9 @@ def check_cell(
     from coordcheck.run.estimate import fitting, least_memory, not_silent
     from coordcheck.run.queue import RunQueue, announce, threads_of_runs
 
+    if gate.accept:
+        names = dict(cell.on_meta(min(widths)).named_parameters(remove_duplicate=False))
+        accepted_quantities(gate.accept, {name: [name] for name in names})
     audited, unaudited = None, ""
     with threads_of_runs(plan.device, len(seeds)) as share, not_silent(widths) as begun:
         widths, skipped = fitting(lambda width: least_memory(cell, width, seeds[0]), widths, plan.device)
@@ -288,6 +325,7 @@ def audit(
     decay: str | None = None,
     batch: Any = None,
     loss: "Callable[[nn.Module, Any], Tensor] | None" = None,
+    accept: Sequence[str] = (),
 ) -> Audit:
     """Audits how a model of yours is initialized, and how that and its learning rates scale. Nothing is trained.
 
@@ -301,6 +339,7 @@ def audit(
         batch: As for :func:`coord_check`. With one, a forward pass is run at each width, and roles and forward
             multipliers are read; without, they are assumed from shapes and classes.
         loss: Likewise.
+        accept: Deviations that are meant, as for :func:`coord_check`; they are listed as accepted and fail nothing.
 
     Returns:
         The audit: its ``parameters`` (one row each), ``findings`` and ``verdict``.
@@ -323,8 +362,7 @@ def audit(
     from coordcheck.run.estimate import fitting
 
     wanted = check_widths(widths)
-    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    gate = gate_of(expect, decay, accept)
     make_model, make_optimizer = audited_functions(build, optimizer)
     with _as_in_training():
         fitting(lambda width: least_of_audit(build, width), wanted, torch.device("cpu"))
@@ -379,7 +417,7 @@ def _audited(
             measured = measure(build, ascending, optimizer, forward)
     finally:
         torch.set_num_threads(threads)
-    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, gate.decay)
+    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, gate.decay, gate.accept)
 
 
 def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:

@@ -280,6 +280,7 @@ class GateConfig:
 
     expect: Expect
     decay: str | None
+    accept: list[str]
     confidence: float
     tolerance: Tolerance
     diagnosis: DiagnosisConfig

@@ -102,6 +102,7 @@ class Judgement:
             initial_loss,
             parameters=None if audit is None else audit.parameters,
             heads_grow=_heads_grow(records),
+            accepted=() if audit is None else audit.accepted,
         )
         findings = diagnose(records, judged, gate, audit, control.saw)
         return cls(
@@ -133,7 +134,10 @@ class Judgement:
         )
 
     def sentence(self) -> str:
-        """The verdict and its reason."""
+        """The verdict and its reason, and what was accepted."""
+        return self._reason() + ("" if self.audit is None else self.audit.accepted_sentence())
+
+    def _reason(self) -> str:
         counts = self.slopes["verdict"].value_counts()
         if self.verdict == "fail":
             at_fault = int(counts[counts.index.isin(verdicts.FAILURES)].sum())
