@@ -12,8 +12,8 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from coordcheck.config.accept import EXAMPLE, accepted_quantities, entries
-from coordcheck.config.arguments import directory, is_flag, shown, text, texts, whole
+from coordcheck.config.accept import accepted_quantities, entries
+from coordcheck.config.arguments import directory, is_flag, shown, text, whole
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
 from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
@@ -154,8 +154,8 @@ def gate_of(expect: str, decay: str | None, accept: Sequence[str]) -> GateConfig
     """
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
     gate.decay = None if decay is None else member(Decay, "decay", decay).value
-    gate.accept = texts("accept", accept, EXAMPLE)
-    entries(gate.accept)
+    entries(accept)
+    gate.accept = list(accept)
     return gate
 
 

@@ -19,7 +19,7 @@ QUANTITIES = {
     "shape": "shape",
 }
 NEAREST = 5  # names that a message lists
-EXAMPLE = 'accept=["wte.weight: lr"]'
+EXAMPLE = '["wte.weight: lr"]'
 
 
 class Entry(NamedTuple):
@@ -33,19 +33,19 @@ class Entry(NamedTuple):
         return any(name == self.pattern or fnmatchcase(name, self.pattern) for name in names)
 
 
-def entries(accept: Any) -> list[Entry]:
-    """The accepted deviations that a user lists.
+def entries(accept: Any, name: str = "accept") -> list[Entry]:
+    """The accepted deviations that a user lists, in an argument or a key of this name.
 
     Raises:
         ValueError: if an entry is no "PARAMETER: QUANTITY", or there is no such quantity.
     """
     found = []
-    for text in texts("accept", accept, EXAMPLE):
+    for text in texts(name, accept, f"{name}={EXAMPLE}"):
         pattern, colon, word = map(str.strip, text.rpartition(":"))
         if not colon or not pattern or word not in QUANTITIES:
             raise ValueError(
-                f"`accept` lists PARAMETER: QUANTITY, the quantity one of {list(QUANTITIES)}; got {shown(text)}. "
-                f"For example {EXAMPLE}."
+                f"`{name}` lists PARAMETER: QUANTITY, the quantity one of {list(QUANTITIES)}; got {shown(text)}. "
+                f"For example {name}={EXAMPLE}."
             )
         found.append(Entry(pattern, word))
     return found
@@ -70,9 +70,9 @@ def accepted_quantities(accept: Sequence[str], parameters: Mapping[str, Collecti
         if not mine:
             near = get_close_matches(entry.pattern, parameters, NEAREST, cutoff=0.0)
             raise ValueError(
-                f"`accept` names a parameter of the model, or a pattern of names; {shown(entry.pattern)} is none of "
-                f"its {len(parameters)}, the nearest of which are {near}. "
-                f"For example accept={[f'{near[0]}: {entry.word}']}."
+                f"an accepted deviation names a parameter of the model, or a pattern; {shown(entry.pattern)} is none "
+                f"of its {len(parameters)}, the nearest of which are {near}. "
+                f"For example {shown(f'{near[0]}: {entry.word}')} in its place."
             )
         for name in mine:
             accepted[name].add(QUANTITIES[entry.word])

@@ -47,7 +47,7 @@ def check_gate(gate: GateConfig) -> None:
     """
     if gate.decay is not None:
         member(Decay, "gate.decay", gate.decay)
-    entries(gate.accept)
+    entries(gate.accept, "gate.accept")
     if not 0 < gate.confidence < 1:
         raise ValueError(
             f"`gate.confidence` lies between 0 and 1; got {gate.confidence}. For example gate.confidence=0.95."
