@@ -7,17 +7,20 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from coordcheck.config.accept import accepted_quantities, entries
-from coordcheck.config.arguments import directory, is_flag, shown, text, whole
-from coordcheck.config.load import default_gate
+from coordcheck.config.accept import accepted_quantities
+from coordcheck.config.arguments import directory
+from coordcheck.config.call import check_accepted, check_options, gate_of
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
-from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
+from coordcheck.config.schema import PARAMETERS, CheckConfig, Expect, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.diagnose.lacking import lacking
+from coordcheck.records.merge import completed
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from coordcheck.run.train import RunPlan
 
 CONTROL_SEEDS = 3
+NARROW = 3  # widths and seeds, the fewest that make a slope and an interval worth having
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
@@ -57,6 +61,7 @@ def coord_check(
     workers: int | None = None,
     decay: str | None = None,
     accept: Sequence[str] = (),
+    rerun: bool = True,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -96,6 +101,8 @@ def coord_check(
             parameter, and of what hands its output on unchanged until the next weight matrix, may lie as far off as an
             accepted init, multiplier or rate explains, and no further. Curves behind that fail as ever: what other
             modules receive was not accepted.
+        rerun: Whether a few narrow runs record what a diagnosis lacks (effective updates, or a third step), where the
+            check fails and nothing recorded tells why; one sentence of the result says so.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -117,7 +124,7 @@ def coord_check(
 
     axes = check_axes(widths, seeds, steps, kinds)
     selected = check_modules(modules)
-    check_options(name=name, control=control, audit=audit, store=store, workers=workers)
+    check_options(name=name, control=control, audit=audit, rerun=rerun, store=store, workers=workers)
     gate = gate_of(expect, decay, accept)
     check_accepted(gate, audit)
     arithmetic = member(Precision, "precision", precision)
@@ -140,58 +147,11 @@ def coord_check(
             axes.widths,
             axes.seeds,
             audit=bool(audit),
+            rerun=bool(rerun),
             store=store,
             workers=workers,
             config=config,
         )
-
-
-def gate_of(expect: str, decay: str | None, accept: Sequence[str]) -> GateConfig:
-    """The default gate with what a call says of it.
-
-    Raises:
-        ValueError: naming the value, the rule and a working example.
-    """
-    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    gate.decay = None if decay is None else member(Decay, "decay", decay).value
-    entries(accept)
-    gate.accept = list(accept)
-    return gate
-
-
-def check_accepted(gate: GateConfig, audit: bool) -> None:
-    """Makes sure that there is an audit where its findings are accepted.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if gate.accept and not audit:
-        raise ValueError(
-            f"`accept` names what an audit finds, so it needs one; got {shown(gate.accept)} without an audit. "
-            f"For example audit=True."
-        )
-
-
-def check_options(*, name: Any, control: Any, audit: Any, store: Any, workers: Any) -> None:
-    """Checks what a call may say by keyword, see :func:`coord_check`.
-
-    Raises:
-        ValueError: naming the value, the rule and a working example.
-    """
-    if name is not None:
-        text("name", name, "my model")
-    pair = isinstance(control, tuple | list) and len(control) == 2 and all(map(callable, control))
-    if not (control is None or is_flag(control) or pair):
-        raise ValueError(
-            f"`control` is True, False, or a pair of functions (build, optimizer) of a model that must fail; got "
-            f"{shown(control)}. For example control=False, or control=(build_in_sp, optimizer)."
-        )
-    if not is_flag(audit):
-        raise ValueError(f"`audit` is True or False; got {shown(audit)}. For example audit=False.")
-    if store is not None:
-        directory("store", store, "checks/runs")
-    if workers is not None:
-        whole("workers", workers, 2)
 
 
 def check_config(config: CheckConfig) -> CoordCheck:
@@ -217,6 +177,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             config.widths,
             seeds_of(config),
             audit=config.audit,
+            rerun=config.rerun,
             store=config.runs,
             reuse=config.resume,
             workers=config.workers,
@@ -243,6 +204,7 @@ def check_cell(
     seeds: Sequence[int],
     *,
     audit: bool = True,
+    rerun: bool = True,
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
@@ -258,6 +220,7 @@ def check_cell(
         widths: d_model.
         seeds: One run at each width for each.
         audit: Whether to audit the narrowest models first.
+        rerun: Whether narrow runs record what a diagnosis lacks.
         store: Where finished runs are kept; None keeps nothing.
         reuse: Whether stored runs are read.
         workers: Runs at a time at most; None for as many as share the device.
@@ -288,19 +251,27 @@ def check_cell(
         announce(queues)
         begun()
         done, *ran = [queue.finish() for queue in queues]
-    control = Control() if twin is None else judge_control(ran[0].records, gate, twin[1])
-    return CoordCheck.from_records(
-        done.records,
-        gate,
-        control=control,
-        audit=audited,
-        unaudited=unaudited,
-        readout=cell.readout,
-        skipped=[*skipped, *done.skipped],
-        config={**config, PARAMETERS: count_parameters(cell, widths)},
-        versions=current_versions(),
-        corpus_sha256=cell.corpus_sha256,
-    )
+        judged = partial(
+            CoordCheck.from_records,
+            gate=gate,
+            control=Control() if twin is None else judge_control(ran[0].records, gate, twin[1]),
+            audit=audited,
+            unaudited=unaudited,
+            readout=cell.readout,
+            skipped=[*skipped, *done.skipped],
+            config={**config, PARAMETERS: count_parameters(cell, widths)},
+            versions=current_versions(),
+            corpus_sha256=cell.corpus_sha256,
+        )
+        check = judged(done.records)
+        more = lacking(check.findings, plan.kinds, plan.steps) if rerun else None
+        if check.verdict != "fail" or more is None:
+            return check
+        ran_at = sorted(int(width) for width in done.records["width"].unique())
+        richer = dataclasses.replace(plan, kinds=more[0], steps=more[1])
+        narrow = RunQueue(cell, richer, ran_at[:NARROW], seeds[:NARROW], workers=workers or share, title="why it fails")
+        prepare(narrow, store, reuse)
+        return judged(completed(done.records, narrow.finish().records))
 
 
 def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:

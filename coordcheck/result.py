@@ -76,7 +76,7 @@ class CoordCheck(Judgement):
     audit: Audit | None
 
     def __repr__(self) -> str:
-        return f"{self.cell()}\n{self.sentence()}\n{self.control}"
+        return "\n".join(filter(None, [self.cell(), self.sentence(), str(self.control), self.rerun_sentence()]))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, its reason and the control."""

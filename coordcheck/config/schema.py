@@ -11,7 +11,7 @@ from typing import Any
 
 PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
 # keys that say how a check is run and kept
-BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", PARAMETERS})
+BOOKKEEPING = frozenset({"name", "audit", "rerun", "workers", "resume", "runs", "plots", PARAMETERS})
 NO_NUMBERS = BOOKKEEPING | {"seeds", "first_seed", "gate", "control", "device"}
 
 
@@ -307,6 +307,7 @@ class CheckConfig:
     modules: list[str] | None
     control: bool
     audit: bool
+    rerun: bool
     device: str
     precision: Precision
     workers: int | None

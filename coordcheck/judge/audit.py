@@ -6,7 +6,8 @@ reported and changes no number.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from coordcheck.config.accept import QUANTITIES, accepted_quantities, entries
 from coordcheck.judge.audit_findings import ACCEPTED, AuditFinding, Row, accuse, as_accepted, expected_form, findings
 
 AUDIT_FAULTS = (
-    *("uninitialized", "ungrouped", "regrouped", "multiplier", "init", "learning_rate", "decay", "epsilon"),
+    *("uninitialized", "ungrouped", "regrouped", "multiplier", "init", "learning_rate", "decay", "epsilon", "width"),
 )
 UNDECIDED = ("unknown",)
 WARNINGS = ("decay_policy", "large_epsilon", "conflict", "repeated", "fixed")
@@ -86,6 +87,9 @@ class AuditResult:
             for finding in findings(row, expect, tolerance, policy, meant[row["parameter"]])
         ]
         found += [as_accepted(finding, meant[finding.parameter]) for finding in _fixed_findings(judged)]
+        told = {finding.parameter for finding in found if finding.verdict in AUDIT_FAULTS}
+        uneven = (finding for finding in _uneven_findings(judged) if finding.parameter not in told)
+        found += [as_accepted(finding, meant[finding.parameter]) for finding in uneven]
         found.sort(key=lambda finding: ORDER.index(finding.verdict))
         worst = {finding.parameter: finding.verdict for finding in reversed(found)}
         judged["verdict"] = [worst.get(name, "pass") for name in judged["parameter"]]
@@ -202,6 +206,43 @@ def _fixed_findings(judged: pd.DataFrame) -> Iterator[AuditFinding]:
             f"({first['shape']}) at every width.",
             advice="Let the width reach it, unless it is meant to be the same at every width.",
         )
+
+
+def _uneven_findings(judged: pd.DataFrame) -> Iterator[AuditFinding]:
+    """Layers whose output has one size at every width, although that of their counterparts in other blocks grows.
+
+    Only where the block reads it again itself, by a weight whose counterparts read what grows: a code of fixed size, or
+    logits, leave the block that makes them.
+    """
+    roles = dict(zip(judged["parameter"], judged["role"], strict=True))
+    for row in _rows(judged[(judged["role"] == "projection") & judged["trained"]]):
+        for block, rest in _blocks(row["parameter"]):
+            inside = [name.removeprefix(f"{block}.") for name in roles if name.startswith(f"{block}.")]
+            reads = [name for name in inside if roles[f"{block}.{name}"] == "input" and _grown(block, name, roles)]
+            peers = _grown(block, rest, roles)
+            if peers and reads:
+                yield accuse(
+                    row,
+                    "width",
+                    "shape",
+                    cause=f"its output has {row['fan_out']:.0f} entries at every width, but that of {peers[0]} grows.",
+                    advice="Let the width reach this size, as in the other layers.",
+                )
+                break
+
+
+def _blocks(name: str) -> Iterator[tuple[str, str]]:
+    """The numbered blocks that hold a parameter's module, each with the rest of its name."""
+    for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+        rest = name[number.end() + 1 :]
+        if "." in rest:
+            yield name[: number.end()], rest
+
+
+def _grown(block: str, rest: str, roles: Mapping[str, str]) -> list[str]:
+    """The counterparts of a parameter in other blocks that grow in both dimensions."""
+    siblings = re.compile(re.escape(block.rpartition(".")[0]) + r"\.\d+\." + re.escape(rest))
+    return [name for name, role in roles.items() if role == "hidden" and siblings.fullmatch(name)]
 
 
 def _names(tied_to: str) -> list[str]:

@@ -277,9 +277,11 @@ def _multiplier_finding(row: Row, form: Form, more: float) -> AuditFinding:
         advice = "Call the readout itself, or multiply what its weight reads by 1 / width_mult."
     elif row["role"] == "readout" and known == 0.0:
         cause = f"{right}, but nothing multiplies ({row['used_in'] or 'as its class tells'})."
+        known_rate = not np.isnan(row["lr_exponent"])
+        rate = f"its learning rate {_times(form.lr - row['lr_exponent'])} and " if known_rate else ""
         advice = (
-            f"Use mup.MuReadout, or multiply its input by 1 / width_mult; or else make its learning rate "
-            f"{_times(form.lr - row['lr_exponent'])} and its std no larger than width^{form.std:+.2f}."
+            f"Use mup.MuReadout, or multiply its input by 1 / width_mult; or else make {rate}its std no larger than "
+            f"width^{form.std:+.2f}."
         )
     else:
         cause = f"its product is multiplied by width^{known:+.2f}; {right}."

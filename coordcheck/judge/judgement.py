@@ -137,6 +137,23 @@ class Judgement:
         """The verdict and its reason, and what was accepted."""
         return self._reason() + ("" if self.audit is None else self.audit.accepted_sentence())
 
+    def rerun_sentence(self) -> str:
+        """That some narrow runs recorded more than was asked for, to tell why the check fails; empty where none did."""
+        kinds, steps = self.config.get("kinds"), self.config.get("steps")
+        if not isinstance(kinds, list) or not isinstance(steps, int):
+            return ""
+        more = self.records[~self.records["kind"].isin(kinds) | (self.records["step"] >= steps)]
+        runs = more[["width", "seed"]].drop_duplicates()
+        if not len(more):
+            return ""
+        added = [f"the kind {kind}" for kind in more["kind"].unique() if kind not in kinds]
+        added += [f"{more['step'].max() + 1} steps"] if more["step"].max() >= steps else []
+        widths = sorted(int(width) for width in runs["width"].unique())
+        return (
+            f"To tell why it fails, {len(runs)} runs at widths {widths} recorded {' and '.join(added)} as well; "
+            f"rerun=false leaves them out."
+        )
+
     def _reason(self) -> str:
         counts = self.slopes["verdict"].value_counts()
         if self.verdict == "fail":

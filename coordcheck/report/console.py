@@ -53,6 +53,8 @@ def print_check(check: Judgement, console: Console, directory: Path, picture: Pa
         )
     say(console, check.sentence(), STYLES[check.verdict])
     say(console, check.control)
+    if rerun := check.rerun_sentence():
+        say(console, rerun)
     if gate := gate_sentence(check):
         say(console, gate, "yellow")
     if initial_loss := InitialLoss.of(check.records):

@@ -34,6 +34,7 @@ def check_markdown(check: Judgement) -> str:
         in_markdown(check.sentence()),
         "",
         in_markdown(check.control),
+        *(["", in_markdown(rerun)] if (rerun := check.rerun_sentence()) else []),
         *(["", in_markdown(gate)] if gate else []),
         *(["", in_markdown(initial_loss)] if initial_loss else []),
         *parameters_section(check.config.get(PARAMETERS, {})),

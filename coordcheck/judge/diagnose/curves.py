@@ -7,6 +7,7 @@ import pandas as pd
 
 from coordcheck.judge.accepted import places
 from coordcheck.judge.diagnose.evidence import Diagnosis, Evidence, beyond, by_locality, capitalized, symptom
+from coordcheck.judge.diagnose.lacking import PLACE
 from coordcheck.judge.finding import Curve, Finding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.undecided import weights
@@ -259,7 +260,8 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _unexplained(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    without = "" if "effective_update" in set(evidence.curves["kind"]) else " Record the kind effective_update as well."
+    known = PLACE in set(evidence.curves["kind"])
+    without = "" if known else f" The kind {PLACE} was not recorded, which tells where a change is made."
     audit = " Run it with the audit." if evidence.audit is None else ""
     return Diagnosis(
         "unexplained",
