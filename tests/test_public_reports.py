@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from coordcheck import coord_check
+from coordcheck import audit, coord_check
 
 BASE, VOCABULARY, LENGTH, HEAD = 32, 32, 8, 8
 WIDTHS = (32, 64, 128)
@@ -332,6 +332,17 @@ def test_memory_that_nothing_wrote_silences_what_follows_from_it():
     assert "Nothing wrote" in finding.cause and "the tie was lost" in finding.advice
     assert "width^" not in finding.cause and math.isnan(finding.quantity.exponent)
     assert [f.verdict for f in checked.audit.findings if f.parameter == "head.weight"] == ["uninitialized"]
+
+
+def test_memory_that_nothing_wrote_comes_before_what_it_makes_of_curves():
+    """Memory may hold anything: such that no gradient passes it in one run, and a layer before it seems untrained."""
+    checked, garbage = check(right, control=False), audit(lost_tie, WIDTHS, adam, batch=batch(0))
+    records, first_run = checked.records.copy(), checked.records["seed"] == 0
+    mine = (records["module"] == "wte") & (records["kind"] == "effective_update") & first_run
+    records.loc[mine, ["l1", "rms", "max"]] = 0.0
+    again = type(checked).from_records(records, checked.gate, audit=garbage)
+    assert "dead" in set(again.slopes["verdict"])
+    assert [finding.parameter for finding in again.findings if finding.fault] == ["head.weight"]
 
 
 def test_one_cause_of_all_hidden_matrices_is_told_once():

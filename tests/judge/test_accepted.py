@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from coordcheck import CoordCheck, audit, coord_check
+from coordcheck.result import Audit
 
 BASE, WIDTHS = 32, (32, 64, 128)
 TOKENS = torch.randint(16, (8, 16), generator=torch.Generator().manual_seed(0))
@@ -64,7 +65,9 @@ def check(accept=(), build=Model, **exponents):
     ("exponents", "entry"),
     [({"embed": -1.0}, "embed.weight: lr"), ({"head": -1.0}, "he*.weight: lr")],
 )
-def test_an_accepted_rate_fails_no_check_and_is_listed(exponents, entry, tmp_path):
+def test_an_accepted_rate_fails_no_check_and_is_listed(exponents, entry, tmp_path, monkeypatch):
+    monkeypatch.setattr(CoordCheck, "plot", lambda self, path: None)  # a picture takes longer than the runs
+    monkeypatch.setattr(Audit, "plot", lambda self, path: None)
     assert check(**exponents).verdict == "fail"
     accepted = check([entry], **exponents)
     name = next(iter(exponents)) + ".weight"

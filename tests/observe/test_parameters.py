@@ -482,6 +482,51 @@ def test_weights_tied_by_their_memory_alone_appear_once():
     assert "hold it 2 times" in report.findings[0].cause
 
 
+class Bottled(nn.Module):
+    """Blocks, some with a size that was typed in, and a head or a decoder behind a code of fixed size.
+
+    Args:
+        width: D.
+        inner: Of each block's hidden layer.
+        code: Of what the last layer before the end makes.
+    """
+
+    def __init__(self, width, inner, code=None):
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(width, size), "down": nn.Linear(size, width)}) for size in inner
+        )
+        last = width if code is None else code
+        self.code = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(width, size)}) for size in (width, last))
+        self.head = nn.Sequential(nn.Linear(last, width), nn.Tanh(), nn.Linear(width, 4))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block["down"](torch.tanh(block["up"](x)))
+        for layer in self.code:
+            x = torch.tanh(layer["fc"](x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("inner", "code", "named"),
+    [
+        (lambda w: (w, 48), None, {"blocks.1.up.weight"}),
+        (lambda w: (24, 2 * w, 2 * w), None, {"blocks.0.up.weight"}),
+        (lambda w: (w, 2 * w), None, set()),
+        (lambda w: (48, 24), None, set()),
+        (lambda w: (w, w), 6, set()),
+    ],
+    ids=["one typed in", "the first typed in", "sizes of their own", "adapters of fixed rank", "a code of fixed size"],
+)
+def test_a_size_that_was_typed_in_is_seen_where_its_own_block_reads_it(inner, code, named):
+    batch = torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)
+    report = audit(lambda width: Bottled(width, inner(width), code), WIDTHS, batch=batch, expect="sp")
+    assert {parameter for parameter, verdict in found(report) if verdict == "width"} == named
+
+
 class Twice(nn.Module):
     """Writes its own parameter in its constructor, after what stood in for it, and then again."""
 
