@@ -7,6 +7,7 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from coordcheck.config.arguments import LARGEST, directory, is_flag, shown, text, whole
-from coordcheck.config.load import default_gate
+from coordcheck.config.accept import accepted_quantities
+from coordcheck.config.arguments import LARGEST, directory, whole
+from coordcheck.config.call import check_accepted, check_options, gate_of
 from coordcheck.config.rules import check_axes, check_budget, check_modules, check_widths, member, seeds_of
-from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
+from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Expect, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.diagnose.lacking import lacking
 from coordcheck.judge.judgement import judged_curves
 from coordcheck.judge.looks import Auto, look_confidence, look_until_decided, narrow, pilot, seeds_at
+from coordcheck.records.merge import completed
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -34,7 +38,8 @@ if TYPE_CHECKING:
 
 CONTROL_SEEDS = 3
 WORKERS = 4  # that runs of unknown number share the cores for
-NOT_NEEDED = "Control: not run, for the check fails without it."
+NOT_NEEDED = "not run, for the check fails without it."
+NARROW = 3  # widths and seeds, the fewest that make a slope and an interval worth having
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
@@ -63,6 +68,8 @@ def coord_check(
     decay: str | None = None,
     budget: float = 3.0,
     first_seed: int = 0,
+    accept: Sequence[str] = (),
+    rerun: bool = True,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -99,6 +106,14 @@ def coord_check(
             "width^-1/2", "constant" (the weight decay itself is) or "off"; None warns where it scales.
         budget: What ``seeds="auto"`` may spend, in multiples of the runs that it begins with.
         first_seed: Of ``seeds="auto"``; another one repeats the check with fresh weights and another batch.
+        accept: Deviations that are meant, "PARAMETER: QUANTITY", for example "wte.weight: lr". A parameter may be a
+            shell pattern; quantities are "init", "lr", "multiplier", "decay", "epsilon", "writes", "groups" and
+            "shape". They are listed as accepted and do not fail the check. Curves of the module that uses the
+            parameter, and of what hands its output on unchanged until the next weight matrix, may lie as far off as an
+            accepted init, multiplier or rate explains, and no further. Curves behind that fail as ever: what other
+            modules receive was not accepted.
+        rerun: Whether a few narrow runs record what a diagnosis lacks (effective updates, or a third step), where the
+            check fails and nothing recorded tells why; one sentence of the result says so.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -120,10 +135,10 @@ def coord_check(
 
     axes = check_axes(widths, seeds, steps, kinds)
     selected = check_modules(modules)
-    check_options(name=name, control=control, audit=audit, store=store, workers=workers)
+    check_options(name=name, control=control, audit=audit, rerun=rerun, store=store, workers=workers)
     auto = Auto(check_budget(budget), whole("first_seed", first_seed, 100, at_least=0, at_most=LARGEST // 2))
-    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    gate = gate_of(expect, decay, accept)
+    check_accepted(gate, audit)
     arithmetic = member(Precision, "precision", precision)
     plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device), arithmetic)
     config = {**vars(axes), "budget": auto.budget, "modules": selected, "precision": precision}
@@ -144,32 +159,11 @@ def coord_check(
             axes.widths,
             auto if isinstance(axes.seeds, str) else axes.seeds,
             audit=bool(audit),
+            rerun=bool(rerun),
             store=store,
             workers=workers,
             config=config,
         )
-
-
-def check_options(*, name: Any, control: Any, audit: Any, store: Any, workers: Any) -> None:
-    """Checks what a call may say by keyword, see :func:`coord_check`.
-
-    Raises:
-        ValueError: naming the value, the rule and a working example.
-    """
-    if name is not None:
-        text("name", name, "my model")
-    pair = isinstance(control, tuple | list) and len(control) == 2 and all(map(callable, control))
-    if not (control is None or is_flag(control) or pair):
-        raise ValueError(
-            f"`control` is True, False, or a pair of functions (build, optimizer) of a model that must fail; got "
-            f"{shown(control)}. For example control=False, or control=(build_in_sp, optimizer)."
-        )
-    if not is_flag(audit):
-        raise ValueError(f"`audit` is True or False; got {shown(audit)}. For example audit=False.")
-    if store is not None:
-        directory("store", store, "checks/runs")
-    if workers is not None:
-        whole("workers", workers, 2)
 
 
 def check_config(config: CheckConfig) -> CoordCheck:
@@ -184,6 +178,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
 
     plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
     directory("runs", config.runs, "checks/runs")
+    check_accepted(config.gate, config.audit)
     with _as_in_training(plan.device):
         cell = make_cell(config)
         return check_cell(
@@ -194,6 +189,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             config.widths,
             Auto(config.budget, config.first_seed) if isinstance(seeds := seeds_of(config), str) else seeds,
             audit=config.audit,
+            rerun=config.rerun,
             store=config.runs,
             reuse=config.resume,
             workers=config.workers,
@@ -220,6 +216,7 @@ def check_cell(
     seeds: Sequence[int] | Auto,
     *,
     audit: bool = True,
+    rerun: bool = True,
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
@@ -235,6 +232,7 @@ def check_cell(
         widths: d_model.
         seeds: One run at each width for each, or as many as it needs.
         audit: Whether to audit the narrowest models first.
+        rerun: Whether narrow runs record what a diagnosis lacks.
         store: Where finished runs are kept; None keeps nothing.
         reuse: Whether stored runs are read.
         workers: Runs at a time at most; None for as many as share the device.
@@ -243,6 +241,9 @@ def check_cell(
     from coordcheck.run.estimate import fitting, least_memory, not_silent
     from coordcheck.run.queue import announce, threads_of_runs
 
+    if gate.accept:
+        names = dict(cell.on_meta(min(widths)).named_parameters(remove_duplicate=False))
+        accepted_quantities(gate.accept, {name: [name] for name in names})
     audited, unaudited = None, ""
     auto = seeds if isinstance(seeds, Auto) else None
     listed = [seeds.first_seed] * WORKERS if isinstance(seeds, Auto) else [*seeds]
@@ -271,22 +272,31 @@ def check_cell(
             control = Control(evidence=NOT_NEEDED)
         elif twin is not None:
             control = judge_control(queues[1].finish().records, gate, twin[1])
-    ran = {*done.records["width"].unique()}
-    if not done.skipped and (wider := [str(width) for width in sorted(widths) if width not in ran]):
-        which = f"width{'s' * (len(wider) > 1)} {', '.join(wider)}"
-        skipped = [*skipped, f"{which} not run: the check fails without {'them' if len(wider) > 1 else 'it'}"]
-    return CoordCheck.from_records(
-        done.records,
-        gate,
-        control=control,
-        audit=audited,
-        unaudited=unaudited,
-        readout=cell.readout,
-        skipped=[*skipped, *done.skipped],
-        config={**config, PARAMETERS: count_parameters(cell, widths)},
-        versions=current_versions(),
-        corpus_sha256=cell.corpus_sha256,
-    )
+        ran = sorted(int(width) for width in done.records["width"].unique())
+        if not done.skipped and (wider := [str(width) for width in sorted(widths) if width not in ran]):
+            which = f"width{'s' * (len(wider) > 1)} {', '.join(wider)}"
+            skipped = [*skipped, f"{which} not run: the check fails without {'them' if len(wider) > 1 else 'it'}"]
+        judged = partial(
+            CoordCheck.from_records,
+            gate=gate,
+            control=control,
+            audit=audited,
+            unaudited=unaudited,
+            readout=cell.readout,
+            skipped=[*skipped, *done.skipped],
+            config={**config, PARAMETERS: count_parameters(cell, widths)},
+            versions=current_versions(),
+            corpus_sha256=cell.corpus_sha256,
+        )
+        check = judged(done.records)
+        more = lacking(check.findings, plan.kinds, plan.steps) if rerun else None
+        if check.verdict != "fail" or more is None:
+            return check
+        richer = dataclasses.replace(plan, kinds=more[0], steps=more[1])
+        again = queue_of(cell, richer, dict.fromkeys(ran[:NARROW], NARROW), seeds, "why it fails")
+        again.workers = workers or share
+        prepare(again, store, reuse)
+        return judged(completed(done.records, again.finish().records))
 
 
 def queue_of(
@@ -351,6 +361,7 @@ def audit(
     decay: str | None = None,
     batch: Any = None,
     loss: "Callable[[nn.Module, Any], Tensor] | None" = None,
+    accept: Sequence[str] = (),
 ) -> Audit:
     """Audits how a model of yours is initialized, and how that and its learning rates scale. Nothing is trained.
 
@@ -364,6 +375,7 @@ def audit(
         batch: As for :func:`coord_check`. With one, a forward pass is run at each width, and roles and forward
             multipliers are read; without, they are assumed from shapes and classes.
         loss: Likewise.
+        accept: Deviations that are meant, as for :func:`coord_check`; they are listed as accepted and fail nothing.
 
     Returns:
         The audit: its ``parameters`` (one row each), ``findings`` and ``verdict``.
@@ -386,14 +398,13 @@ def audit(
     from coordcheck.run.estimate import fitting
 
     wanted = check_widths(widths)
-    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    gate = gate_of(expect, decay, accept)
     make_model, make_optimizer = audited_functions(build, optimizer)
     with _as_in_training():
         fitting(lambda width: least_of_audit(build, width), wanted, torch.device("cpu"))
         if batch is None:
             return _audited(make_model, wanted, make_optimizer, gate)
-        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, wanted)
+        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, wanted, trained=False)
         return audit_cell(cell, wanted, gate, with_optimizer=optimizer is not None)
 
 
@@ -442,7 +453,7 @@ def _audited(
             measured = measure(build, ascending, optimizer, forward)
     finally:
         torch.set_num_threads(threads)
-    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, gate.decay)
+    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, gate.decay, gate.accept)
 
 
 def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:

@@ -80,7 +80,7 @@ class CoordCheck(Judgement):
     audit: Audit | None
 
     def __repr__(self) -> str:
-        return f"{self.cell()}\n{self.sentence()}\n{self.control}"
+        return "\n".join(filter(None, [self.cell(), self.sentence(), str(self.control), self.rerun_sentence()]))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, its reason and the control."""
@@ -135,6 +135,7 @@ class CoordCheck(Judgement):
             "findings": [finding.facts() for finding in self.findings],
             "control": dataclasses.asdict(self.control),
             "audit": None if self.audit is None else {**self.audit.facts(), "sha256": _sha256_of(self.audit)},
+            "accepted": [] if self.audit is None else [str(finding) for finding in self.audit.accepted],
             "unaudited": self.unaudited,
             "skipped": self.skipped,
             "versions": self.versions,
@@ -213,7 +214,7 @@ def read_audit(path: Path, said: Mapping[str, Any], gate: GateConfig) -> Audit:
     table = read_audit_table(path, [name for name in COLUMNS if name not in JUDGED])
     tolerance = gate.tolerance.exponent
     try:
-        return Audit.from_parameters(table, list(said["widths"]), said["expect"], tolerance, gate.decay)
+        return Audit.from_parameters(table, list(said["widths"]), said["expect"], tolerance, gate.decay, gate.accept)
     except (KeyError, ValueError, TypeError) as error:  # a role or a rule of which theory knows nothing
         raise ValueError(f"{path} holds what no audit writes ({error}). For example {AUDIT_AGAIN}") from error
 

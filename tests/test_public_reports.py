@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from coordcheck import coord_check
+from coordcheck import audit, coord_check
 
 BASE, VOCABULARY, LENGTH, HEAD = 32, 32, 8, 8
 WIDTHS = (32, 64, 128)
@@ -320,6 +320,96 @@ def test_a_correct_twin_has_no_fault(build, optimizer, expect):
     assert checked.audit.verdict == "pass", checked.audit
 
 
+class Filter(nn.Module):
+    """A conv net on sequences whose last layer, with a bias of one entry, divides its input by width_mult or not."""
+
+    def __init__(self, width, kernel, divided):
+        super().__init__()
+        self.mult = width / BASE if divided else 1.0
+        self.conv1, self.conv2 = (nn.Conv1d(c, width, 3, padding=1, bias=False) for c in (1, width))
+        self.head = nn.Conv1d(width, 1, kernel, padding=kernel // 2)
+        nn.init.normal_(self.conv1.weight, std=3**-0.5)
+        nn.init.normal_(self.conv2.weight, std=(3 * width) ** -0.5)
+        nn.init.normal_(self.head.weight, std=BASE**-0.5)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.conv2(torch.tanh(self.conv1(x)))) / self.mult)
+
+
+def check_filter(kernel, divided):
+    x = torch.randn(16, 1, 16, generator=torch.Generator().manual_seed(0))
+
+    def rates(model):
+        mult = model.conv1.weight.shape[0] / BASE
+        rates = [(p, 1e-3 / mult if name.startswith("conv2") else 1e-3) for name, p in model.named_parameters()]
+        return torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in rates], eps=1e-12)
+
+    return coord_check(
+        lambda width: Filter(width, kernel, divided),
+        (x, x.roll(1, -1)),
+        WIDTHS,
+        3,
+        optimizer=rates,
+        loss=lambda model, batch: F.mse_loss(model(batch[0]), batch[1]),
+        device="cpu",
+        workers=1,
+    )
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_as_readout_needs_its_multiplier_whatever_its_bias_of_one_entry(kernel):
+    assert first(check_filter(kernel, divided=False)) == ("multiplier", "head.weight")
+    checked = check_filter(kernel, divided=True)
+    assert checked.verdict != "fail" and not any(finding.fault for finding in checked.findings), checked.findings[:2]
+
+
+def test_muon_that_matches_adamw_is_told_what_its_step_does_and_nothing_of_a_scheduler():
+    finding = check(right, muon("match_rms_adamw"), control=False).findings[0]
+    assert "operator norm that grows like width^+0.5" in finding.cause and "schedul" not in str(finding)
+    assert "lr / sqrt(width_mult)" in finding.advice and finding.change.exponent == pytest.approx(-0.5, abs=0.05)
+
+
+def test_a_readout_whose_rate_alone_is_wrong_is_not_told_that_its_init_is():
+    checked = check(right, readout_rate, control=False)
+    assert {(f.parameter, f.verdict) for f in checked.audit.findings} == {("head.weight", "learning_rate")}
+    assert "lr * width_mult" in checked.findings[0].advice or "same learning rate" in checked.findings[0].advice
+
+
+def test_a_bypassed_readout_is_told_that_its_multiplier_never_runs():
+    finding = check(in_mup(True), lambda m: mup.MuAdam(m.parameters(), lr=4e-3), control=False).findings[0]
+    assert "never runs" in finding.cause and "used past it" in finding.cause
+
+
+def test_a_tied_weight_in_standard_parametrization_fails_where_logits_are_too_large_at_the_start():
+    finding = check(tied(lambda w: 1.0), plain, "sp", control=False).findings[0]
+    assert (finding.module, finding.step, finding.verdict) == ("head", 0, "explodes")
+    assert finding.change.exponent == pytest.approx(-0.5, abs=0.05)  # which is the twin that has no fault
+
+
+def test_gates_that_nothing_wrote_come_first_and_alone():
+    class Gated(MLP):
+        def __init__(self, width):
+            super().__init__(width)
+            self.gate = nn.Parameter(torch.empty(2 * width))
+
+        def forward(self, x):
+            return self.down(F.gelu(self.up(x)) * self.gate.nan_to_num(1.0, 1.0, 1.0).clamp(-2, 2))
+
+    checked = check(lambda width: initialized(GPT(width, mlp=Gated)), control=False)
+    assert [f.parameter for f in checked.findings if f.fault] == ["blocks.0.mlp.gate"]
+    assert "Nothing wrote" in checked.findings[0].cause and "width^" not in checked.findings[0].cause
+
+
+def test_epsilon_is_named_without_effective_updates_too():
+    checked = check(right, epsilon(1e-2, False), kinds=("activation", "delta"))
+    assert first(checked)[0] == "epsilon"
+
+
+def test_adams_default_epsilon_is_no_fault_or_named_as_what_shrinks_an_update():
+    checked = check(right, epsilon(1e-8, False), control=False)
+    assert {finding.fault for finding in checked.findings if finding.fault} <= {"epsilon"}
+
+
 def test_nothing_that_trains_is_dead_and_no_larger_rate_is_advised():
     checked = check(adapted(zero_a=True), lora_rates(True))
     assert first(checked)[0] == "dead"
@@ -332,6 +422,17 @@ def test_memory_that_nothing_wrote_silences_what_follows_from_it():
     assert "Nothing wrote" in finding.cause and "the tie was lost" in finding.advice
     assert "width^" not in finding.cause and math.isnan(finding.quantity.exponent)
     assert [f.verdict for f in checked.audit.findings if f.parameter == "head.weight"] == ["uninitialized"]
+
+
+def test_memory_that_nothing_wrote_comes_before_what_it_makes_of_curves():
+    """Memory may hold anything: such that no gradient passes it in one run, and a layer before it seems untrained."""
+    checked, garbage = check(right, control=False), audit(lost_tie, WIDTHS, adam, batch=batch(0))
+    records, first_run = checked.records.copy(), checked.records["seed"] == 0
+    mine = (records["module"] == "wte") & (records["kind"] == "effective_update") & first_run
+    records.loc[mine, ["l1", "rms", "max"]] = 0.0
+    again = type(checked).from_records(records, checked.gate, audit=garbage)
+    assert "dead" in set(again.slopes["verdict"])
+    assert [finding.parameter for finding in again.findings if finding.fault] == ["head.weight"]
 
 
 def test_one_cause_of_all_hidden_matrices_is_told_once():

@@ -240,8 +240,8 @@ def gate_from(values: Any) -> GateConfig:
             f"expect: mup."
         )
     try:
-        # a check that was stored before there were policies of decay chose none
-        gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), {"decay": None}, values))
+        unsaid: dict[str, Any] = {"decay": None, "accept": []}  # by a check that was stored before there were such keys
+        gate = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GateConfig), unsaid, values))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ValueError(
             f"`gate` does not fit its schema: {printable(one_line(error), 300)}. For example the values of "

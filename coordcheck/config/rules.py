@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from coordcheck.config.accept import entries
 from coordcheck.config.arguments import (
     LARGEST,
     MOST,
@@ -47,6 +48,7 @@ def check_gate(gate: GateConfig) -> None:
     """
     if gate.decay is not None:
         member(Decay, "gate.decay", gate.decay)
+    entries(gate.accept, "gate.accept")
     if not 0 < gate.confidence < 1:
         raise ValueError(
             f"`gate.confidence` lies between 0 and 1; got {gate.confidence}. For example gate.confidence=0.95."

@@ -12,7 +12,7 @@ from typing import Any
 AUTO = "auto"  # of seeds: as many runs as a check needs
 PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
 # keys that say how a check is run and kept
-BOOKKEEPING = frozenset({"name", "audit", "workers", "resume", "runs", "plots", "verbose", PARAMETERS})
+BOOKKEEPING = frozenset({"name", "audit", "rerun", "workers", "resume", "runs", "plots", "verbose", PARAMETERS})
 NO_NUMBERS = BOOKKEEPING | {"seeds", "budget", "first_seed", "gate", "control", "device"}
 
 
@@ -281,6 +281,7 @@ class GateConfig:
 
     expect: Expect
     decay: str | None
+    accept: list[str]
     confidence: float
     tolerance: Tolerance
     diagnosis: DiagnosisConfig
@@ -308,6 +309,7 @@ class CheckConfig:
     modules: list[str] | None
     control: bool
     audit: bool
+    rerun: bool
     device: str
     precision: Precision
     workers: int | None

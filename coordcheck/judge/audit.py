@@ -6,21 +6,23 @@ reported and changes no number.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from coordcheck.judge.audit_findings import AuditFinding, Row, accuse, expected_form, findings
+from coordcheck.config.accept import QUANTITIES, accepted_quantities, entries
+from coordcheck.judge.audit_findings import ACCEPTED, AuditFinding, Row, accuse, as_accepted, expected_form, findings
 
 AUDIT_FAULTS = (
-    *("uninitialized", "ungrouped", "regrouped", "multiplier", "init", "learning_rate", "decay", "epsilon"),
+    *("uninitialized", "ungrouped", "regrouped", "multiplier", "init", "learning_rate", "decay", "epsilon", "width"),
 )
 UNDECIDED = ("unknown",)
 WARNINGS = ("decay_policy", "large_epsilon", "conflict", "repeated", "fixed")
-ORDER = (*AUDIT_FAULTS, *UNDECIDED, *WARNINGS)
+ORDER = (*AUDIT_FAULTS, *UNDECIDED, *WARNINGS, ACCEPTED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class AuditResult:
         verdict: "fail" with any fault, "inconclusive" if a learning rate could not be judged, else "pass".
         expect: Whose exponents were expected.
         widths: At which the model was built.
+        accept: Deviations that are meant, "PARAMETER: QUANTITY"; their findings have the verdict "accepted".
     """
 
     parameters: pd.DataFrame
@@ -40,10 +43,17 @@ class AuditResult:
     verdict: str
     expect: str
     widths: list[int]
+    accept: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_parameters(
-        cls, measured: pd.DataFrame, widths: list[int], expect: str, tolerance: float, policy: str | None = None
+        cls,
+        measured: pd.DataFrame,
+        widths: list[int],
+        expect: str,
+        tolerance: float,
+        policy: str | None = None,
+        accept: Sequence[str] = (),
     ) -> Self:
         """Judges a table as :func:`coordcheck.observe.parameters.measure` returns it.
 
@@ -54,6 +64,10 @@ class AuditResult:
             tolerance: How far an exponent may lie from the expected one.
             policy: How learning rate times weight decay should scale: "independent", "width^-1/2", "constant" (the
                 decay itself), "off"; None warns where the product scales.
+            accept: Deviations that are meant, "PARAMETER: QUANTITY".
+
+        Raises:
+            ValueError: if `accept` names what is not there.
         """
         measured = measured.assign(**{name: value for name, value in UNREAD.items() if name not in measured})
         expected = [expected_form(row, expect, tolerance) for row in _rows(measured)]
@@ -65,29 +79,62 @@ class AuditResult:
             smallest_std_exponent=[form.std if np.isnan(form.smallest) else form.smallest for form, _ in expected],
             source=[form.source for form, _ in expected],
         )
-        found = [finding for row in _rows(judged) for finding in findings(row, expect, tolerance, policy)]
-        found += _fixed_findings(judged)
+        names = {row["parameter"]: [row["parameter"], *_names(row["tied_to"])] for row in _rows(judged)}
+        meant = accepted_quantities(accept, names)
+        found = [
+            finding
+            for row in _rows(judged)
+            for finding in findings(row, expect, tolerance, policy, meant[row["parameter"]])
+        ]
+        found += [as_accepted(finding, meant[finding.parameter]) for finding in _fixed_findings(judged)]
+        told = {finding.parameter for finding in found if finding.verdict in AUDIT_FAULTS}
+        uneven = (finding for finding in _uneven_findings(judged) if finding.parameter not in told)
+        found += [as_accepted(finding, meant[finding.parameter]) for finding in uneven]
         found.sort(key=lambda finding: ORDER.index(finding.verdict))
         worst = {finding.parameter: finding.verdict for finding in reversed(found)}
         judged["verdict"] = [worst.get(name, "pass") for name in judged["parameter"]]
         verdicts = {finding.verdict for finding in found}
         verdict = "fail" if verdicts & {*AUDIT_FAULTS} else "inconclusive" if verdicts & {*UNDECIDED} else "pass"
-        return cls(judged[COLUMNS], found, verdict, expect, widths)
+        return cls(judged[COLUMNS], found, verdict, expect, widths, list(accept))
 
     def sentence(self) -> str:
         """The verdict in words."""
         total = len(self.parameters)
         at_fault = self.parameters["verdict"].isin(AUDIT_FAULTS).sum()
         warned = self.parameters["verdict"].isin(WARNINGS).sum()
-        also = f" {warned} have a warning." if warned else ""
+        also = (f" {warned} have a warning." if warned else "") + self.accepted_sentence()
         if self.verdict == "fail":
             return f"FAIL: {at_fault} of {total} parameters are at fault.{also}"
         if self.verdict == "inconclusive":
             unknown = self.parameters["verdict"].isin(UNDECIDED).sum()
             return f"INCONCLUSIVE: the learning rates of {unknown} of {total} parameters cannot be judged.{also}"
         return (
-            f"PASS: all {total} parameters are initialized, trained and scale with width as {self.expect} says.{also}"
+            f"PASS: all {total} parameters are initialized, trained and scale with width as {self.expect} says"
+            f"{', but for what is accepted' if self.accepted else ''}.{also}"
         )
+
+    @property
+    def accepted(self) -> list[AuditFinding]:
+        """Deviations that are there and accepted."""
+        return [finding for finding in self.findings if finding.verdict == ACCEPTED]
+
+    def accepted_sentence(self) -> str:
+        """What was accepted, and which entry accepts nothing since nothing deviates; begun with a space, or empty."""
+        if not self.accept:
+            return ""
+        there = [(finding.parameter, finding.quantity.name) for finding in self.accepted]
+        tied = dict(zip(self.parameters["parameter"], self.parameters["tied_to"], strict=True))
+        idle = [
+            text
+            for text, entry in zip(self.accept, entries(self.accept), strict=True)
+            if not any(
+                entry.names([name, *_names(tied[name])]) and QUANTITIES[entry.word] == quantity
+                for name, quantity in there
+            )
+        ]
+        used = [text for text in self.accept if text not in idle]
+        said = f" Accepted: {', '.join(used)}." if used else ""
+        return said + (f" Accepted, but nothing deviates: {', '.join(idle)}." if idle else "")
 
     def facts(self) -> dict[str, Any]:
         """What ``verdict.json`` keeps of an audit, besides its table; JSON-serializable."""
@@ -159,6 +206,43 @@ def _fixed_findings(judged: pd.DataFrame) -> Iterator[AuditFinding]:
             f"({first['shape']}) at every width.",
             advice="Let the width reach it, unless it is meant to be the same at every width.",
         )
+
+
+def _uneven_findings(judged: pd.DataFrame) -> Iterator[AuditFinding]:
+    """Layers whose output has one size at every width, although that of their counterparts in other blocks grows.
+
+    Only where the block reads it again itself, by a weight whose counterparts read what grows: a code of fixed size, or
+    logits, leave the block that makes them.
+    """
+    roles = dict(zip(judged["parameter"], judged["role"], strict=True))
+    for row in _rows(judged[(judged["role"] == "projection") & judged["trained"]]):
+        for block, rest in _blocks(row["parameter"]):
+            inside = [name.removeprefix(f"{block}.") for name in roles if name.startswith(f"{block}.")]
+            reads = [name for name in inside if roles[f"{block}.{name}"] == "input" and _grown(block, name, roles)]
+            peers = _grown(block, rest, roles)
+            if peers and reads:
+                yield accuse(
+                    row,
+                    "width",
+                    "shape",
+                    cause=f"its output has {row['fan_out']:.0f} entries at every width, but that of {peers[0]} grows.",
+                    advice="Let the width reach this size, as in the other layers.",
+                )
+                break
+
+
+def _blocks(name: str) -> Iterator[tuple[str, str]]:
+    """The numbered blocks that hold a parameter's module, each with the rest of its name."""
+    for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+        rest = name[number.end() + 1 :]
+        if "." in rest:
+            yield name[: number.end()], rest
+
+
+def _grown(block: str, rest: str, roles: Mapping[str, str]) -> list[str]:
+    """The counterparts of a parameter in other blocks that grow in both dimensions."""
+    siblings = re.compile(re.escape(block.rpartition(".")[0]) + r"\.\d+\." + re.escape(rest))
+    return [name for name, role in roles.items() if role == "hidden" and siblings.fullmatch(name)]
 
 
 def _names(tied_to: str) -> list[str]:

@@ -4,8 +4,9 @@ Init std, learning rate and forward multiplier are judged together, since (a+t, 
 Adam: where one number alone makes the others right, it is the one that is named.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from coordcheck.judge.finding import Change, Quantity
 from coordcheck.judge.theory import RULES, Form, forms
 from coordcheck.records.schema import ARROW
 
+ACCEPTED = "accepted"  # the verdict of a deviation that a user accepts by name
 SMALL_EPSILON = 0.1  # of a gradient's small entries, up to which Adam's epsilon changes nothing
 
 
@@ -89,14 +91,27 @@ def _std_is_off(row: Row, form: Form, tolerance: float) -> bool:
     return bool(row["std_low"] > form.std + tolerance or row["std_high"] < smallest - tolerance)
 
 
-def findings(row: Row, expect: str, tolerance: float, policy: str | None) -> Iterator[AuditFinding]:
-    """Everything there is to say of a parameter."""
-    yield from _writing_findings(row)
-    yield from _grouping_findings(row)
-    if row["unwritten"] == 0:  # what memory held scales like nothing
-        yield from _scaling_findings(row, expect, tolerance)
-    yield from _decay_findings(row, tolerance, policy)
-    yield from _epsilon_findings(row, tolerance)
+def findings(
+    row: Row, expect: str, tolerance: float, policy: str | None, accepted: Collection[str] = ()
+) -> Iterator[AuditFinding]:
+    """Everything there is to say of a parameter; of which quantities it is accepted."""
+    every = chain(
+        _writing_findings(row),
+        _grouping_findings(row),
+        # what memory held scales like nothing
+        _scaling_findings(row, expect, tolerance, accepted) if row["unwritten"] == 0 else (),
+        _decay_findings(row, tolerance, policy),
+        _epsilon_findings(row, tolerance),
+    )
+    for finding in every:
+        yield as_accepted(finding, accepted)
+
+
+def as_accepted(finding: AuditFinding, accepted: Collection[str]) -> AuditFinding:
+    """A finding, told as accepted where its quantity is."""
+    if finding.quantity.name not in accepted:
+        return finding
+    return replace(finding, verdict=ACCEPTED, advice="This is accepted.", change=None)
 
 
 def _writing_findings(row: Row) -> Iterator[AuditFinding]:
@@ -168,13 +183,15 @@ def _unknown_step(row: Row) -> str:
     )
 
 
-def _scaling_findings(row: Row, expect: str, tolerance: float) -> Iterator[AuditFinding]:
+def _scaling_findings(row: Row, expect: str, tolerance: float, accepted: Collection[str]) -> Iterator[AuditFinding]:
     form = Form(row["expected_std_exponent"], row["expected_lr_exponent"], np.nan, "", row["smallest_std_exponent"])
     std_off = _std_is_off(row, form, tolerance)
     lr_off = row["update"] in RULES and _off(row["lr_exponent"], form.lr, tolerance)
     if std_off and lr_off and row["role"] == "readout" and np.isnan(row["multiplier_exponent"]):
         row = {**row, "multiplier_exponent": 0.0}  # nothing tells of one
-    if multiplier := _one_multiplier(row, form, expect, tolerance) if std_off or lr_off else None:
+    # an accepted number is told by itself; else the one number is named that makes the others right
+    meant = (std_off and "init_std" in accepted) or (lr_off and "learning_rate" in accepted)
+    if multiplier := _one_multiplier(row, form, expect, tolerance) if (std_off or lr_off) and not meant else None:
         yield _multiplier_finding(row, form, multiplier)
         return
     if (apart := _between_uses(row, expect, tolerance)) is not None:
@@ -260,9 +277,11 @@ def _multiplier_finding(row: Row, form: Form, more: float) -> AuditFinding:
         advice = "Call the readout itself, or multiply what its weight reads by 1 / width_mult."
     elif row["role"] == "readout" and known == 0.0:
         cause = f"{right}, but nothing multiplies ({row['used_in'] or 'as its class tells'})."
+        known_rate = not np.isnan(row["lr_exponent"])
+        rate = f"its learning rate {_times(form.lr - row['lr_exponent'])} and " if known_rate else ""
         advice = (
-            f"Use mup.MuReadout, or multiply its input by 1 / width_mult; or else make its learning rate "
-            f"{_times(form.lr - row['lr_exponent'])} and its std no larger than width^{form.std:+.2f}."
+            f"Use mup.MuReadout, or multiply its input by 1 / width_mult; or else make {rate}its std no larger than "
+            f"width^{form.std:+.2f}."
         )
     else:
         cause = f"its product is multiplied by width^{known:+.2f}; {right}."

@@ -129,6 +129,23 @@ class Judgement:
             ]
         )
 
+    def rerun_sentence(self) -> str:
+        """That some narrow runs recorded more than was asked for, to tell why the check fails; empty where none did."""
+        kinds, steps = self.config.get("kinds"), self.config.get("steps")
+        if not isinstance(kinds, list) or not isinstance(steps, int):
+            return ""
+        more = self.records[~self.records["kind"].isin(kinds) | (self.records["step"] >= steps)]
+        runs = more[["width", "seed"]].drop_duplicates()
+        if not len(more):
+            return ""
+        added = [f"the kind {kind}" for kind in more["kind"].unique() if kind not in kinds]
+        added += [f"{more['step'].max() + 1} steps"] if more["step"].max() >= steps else []
+        widths = sorted(int(width) for width in runs["width"].unique())
+        return (
+            f"To tell why it fails, {len(runs)} runs at widths {widths} recorded {' and '.join(added)} as well; "
+            f"rerun=false leaves them out."
+        )
+
     def headline(self) -> str:
         """The verdict in one short sentence, without its cause."""
         counts = self.slopes["verdict"].value_counts()
@@ -153,7 +170,10 @@ class Judgement:
         return f"INCONCLUSIVE: {undecided} of {len(self.slopes)} curves are undecided."
 
     def sentence(self) -> str:
-        """The verdict and its reason."""
+        """The verdict and its reason, and what was accepted."""
+        return self._reason() + ("" if self.audit is None else self.audit.accepted_sentence())
+
+    def _reason(self) -> str:
         if self.verdict == "fail":
             return f"{self.headline()} First at fault: {self.findings[0]}"
         if self.verdict == "pass" or self.control.saw is False:
@@ -174,6 +194,7 @@ def judged_curves(
         InitialLoss.of(records),
         parameters=None if audit is None else audit.parameters,
         heads_grow=_heads_grow(records),
+        accepted=() if audit is None else audit.accepted,
     )
 
 

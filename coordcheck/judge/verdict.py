@@ -1,12 +1,14 @@
 """Slopes and expectations to verdicts: of each curve, and of a check."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from coordcheck.config.schema import GateConfig
+from coordcheck.judge.accepted import explained
+from coordcheck.judge.audit_findings import AuditFinding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.theory import expected
@@ -24,6 +26,7 @@ def judge(
     *,
     parameters: pd.DataFrame | None = None,
     heads_grow: bool = True,
+    accepted: Sequence[AuditFinding] = (),
 ) -> pd.DataFrame:
     """Adds to each curve what was expected of it and its verdict.
 
@@ -34,6 +37,7 @@ def judge(
         initial_loss: Where it is too high, it may not grow with width.
         parameters: Of an audit, for what it read of the forward pass and of the optimizer; None without one.
         heads_grow: Whether the size of attention heads grows with width, not their number alone.
+        accepted: What that audit found and a user accepts.
 
     Returns:
         `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
@@ -63,10 +67,10 @@ def judge(
     smaller = _small_embeddings(judged, gate, read) + _small_outputs(judged, gate, read)
     larger = _own_part(judged, read, multiplied)
     smaller -= _own_part(judged, read, multiplied, below=True)
-    if not multiplied.any() and not smaller.any() and not larger.any():
-        return judged
-    judged["expected_low"] += multiplied + smaller
-    judged["expected_high"] += multiplied + larger
+    meant = explained(judged, accepted, parameters)
+    judged["expected_low"] += multiplied + smaller + meant["low"]
+    judged["expected_high"] += multiplied + larger + meant["high"]
+    judged["source"] = judged["source"].mask(meant["who"] != "", "accepted: what deviates at " + meant["who"])
     return _against_range(judged, gate, zero_is_due)
 
 

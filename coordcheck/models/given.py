@@ -58,17 +58,17 @@ class Builder:
         shapes(model)
         self._check(model, without_memory)
         if isinstance(built, tuple):
-            usable_optimizer(optimizer, model)
+            usable_optimizer(optimizer, model, self._trained)
         return built
 
     def _check(self, model: nn.Module, without_memory: bool) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         check_eager(model, "`build` must return")
         for name, parameter in trained.items():
-            if parameter.is_complex() or parameter.dtype.itemsize < 2:
+            if parameter.dtype.itemsize < 2:
                 raise ValueError(
-                    f"`build` must return a model whose trained parameters are float32, float64, bfloat16 or float16; "
-                    f"{name} is {parameter.dtype}. For example model.float()."
+                    f"`build` must return a model whose trained parameters are float32, float64, bfloat16, float16 or "
+                    f"complex; {name} is {parameter.dtype}. For example model.float()."
                 )
         if self._trained and not trained:
             raise ValueError(
@@ -108,7 +108,7 @@ def audited_functions(
     def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         with theirs("`optimizer`"):
             made = optimizer(model)
-        return usable_optimizer(made, model)
+        return usable_optimizer(made, model, trained=False)
 
     return make_model, None if optimizer is None else make_optimizer
 
@@ -127,8 +127,13 @@ def least_of_audit(build: Callable[[int], Built], width: int) -> int:
         return 0
 
 
-def usable_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+def usable_optimizer(optimizer: Any, model: nn.Module, trained: bool = True) -> torch.optim.Optimizer:
     """An optimizer that trains a model.
+
+    Args:
+        optimizer: What a user's function returned.
+        model: Whose parameters it should hold.
+        trained: Whether it will take steps; an audit of one that needs a closure leaves its learning rates open.
 
     Raises:
         ValueError: if it is none, wants a closure, trains another model, or has no finite learning rate.
@@ -136,7 +141,7 @@ def usable_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
     found = check_optimizer(optimizer)
     name = type(found).__name__
     closure = inspect.signature(type(found).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if trained and closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(f"`optimizer` {name} needs a closure for its step, which a check has not. {ADAM}")
     own = {id(parameter) for parameter in model.parameters()}
     held = [parameter for group in found.param_groups for parameter in group["params"]]

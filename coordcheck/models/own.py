@@ -45,6 +45,7 @@ class OwnCell(Cell):
         widths: At which the model will be built; its parameters are compared over them.
         name: Of the model, for reports; None for that of `build`.
         determinants: What its numbers depend on besides the functions; JSON-serializable.
+        trained: Whether its models will be trained; an audit only looks.
 
     Raises:
         ValueError: if one is no function, parameter names differ between widths, or nothing grows with width.
@@ -62,9 +63,11 @@ class OwnCell(Cell):
         *,
         name: str | None = None,
         determinants: Mapping[str, Any] | None = None,
+        trained: bool = True,
     ):
         check_functions(build, optimizer, loss, batch)
-        self._build = Builder(build)
+        self._build = Builder(build, trained)
+        self._trained = trained
         self._batch = batch
         self._optimizer = optimizer
         self._loss = default_loss if loss is None else loss
@@ -151,7 +154,7 @@ class OwnCell(Cell):
             return self._built_with[model]
         with theirs("`optimizer`"):
             optimizer = self._optimizer(model)
-        return usable_optimizer(optimizer, model)
+        return usable_optimizer(optimizer, model, self._trained)
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """The user's batch."""

@@ -44,7 +44,7 @@ def sums(x: Tensor, minus: Tensor | None = None) -> Sums | Norms:
     """The sums that l1, rms and max of a tensor, or of the difference of two, are made of.
 
     Args:
-        x: Floating-point, any shape.
+        x: Floating-point or complex, any shape.
         minus: What is subtracted, of the shape of `x`.
 
     Returns:
@@ -54,6 +54,8 @@ def sums(x: Tensor, minus: Tensor | None = None) -> Sums | Norms:
         with torch._C._DisableFuncTorch():
             return sums(_unwrapped(x), None if minus is None else _unwrapped(minus))
     x = x.detach()
+    if x.is_complex():
+        x, minus = (x if minus is None else x - minus).abs(), None
     return _sums_on_cpu(x, minus) if x.device.type == "cpu" else _norms_on_device(x, minus)
 
 

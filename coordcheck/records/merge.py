@@ -93,3 +93,14 @@ def find_checks(directories: Sequence[Path]) -> list[Path]:
         saved = {path.parent for path in directory.rglob(RECORDED)}
         found |= dict.fromkeys(sorted(files | saved) or [directory])
     return list(found)
+
+
+def completed(records: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Records of a check, with what other runs of the same cell recorded and it did not: a kind, or later steps.
+
+    Args:
+        records: Of the check; each of its rows stays what it is.
+        others: Of runs at some of its widths and seeds.
+    """
+    rows = ["width", "seed", "step", "module", "kind"]
+    return pd.concat([records, others]).drop_duplicates(rows, ignore_index=True)

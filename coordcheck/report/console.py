@@ -116,7 +116,9 @@ def _circumstances(check: Judgement, verbose: bool) -> Iterator[tuple[str, str, 
         yield "Audit", check.audit.sentence(), STYLES[check.audit.verdict]
         if not verbose:
             yield from (("", f"{finding.verdict}: {finding}", "yellow") for finding in warnings[:NAMED])
-    for sentence in filter(None, [check.unaudited and unaudited(check), gate_sentence(check), *check.skipped]):
+    accepted = "" if check.audit is None else check.audit.accepted_sentence().strip()
+    said = [accepted, check.rerun_sentence(), check.unaudited and unaudited(check), gate_sentence(check)]
+    for sentence in filter(None, [*said, *check.skipped]):
         yield "Note", sentence, "yellow"
 
 

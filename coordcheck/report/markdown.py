@@ -34,6 +34,7 @@ def check_markdown(check: Judgement) -> str:
         in_markdown(check.sentence()),
         "",
         in_markdown(check.control),
+        *(["", in_markdown(rerun)] if (rerun := check.rerun_sentence()) else []),
         *(["", in_markdown(gate)] if gate else []),
         *(["", in_markdown(initial_loss)] if initial_loss else []),
         *parameters_section(check.config.get(PARAMETERS, {})),
@@ -62,8 +63,9 @@ def check_markdown(check: Judgement) -> str:
 
 def gate_sentence(check: Judgement) -> str:
     """Where the gate is not the default one, in what, and who says so; empty where it is."""
-    default = flatten(dataclasses.asdict(default_gate()), without={"expect"})
-    own = flatten(dataclasses.asdict(check.gate), without={"expect"})
+    said_elsewhere = {"expect", "accept"}
+    default = flatten(dataclasses.asdict(default_gate()), without=said_elsewhere)
+    own = flatten(dataclasses.asdict(check.gate), without=said_elsewhere)
     names = [name for name in {**default, **own} if own.get(name) != default.get(name)]
     if not names:
         return ""

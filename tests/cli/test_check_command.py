@@ -268,6 +268,7 @@ def test_the_configuration_ships_with_the_package():
 def test_an_audit_alone_trains_nothing_and_exits_with_its_verdict(tmp_path):
     code, out, err = run(tmp_path, *TINY, "parametrization=sp", entry="audit")
     assert (code, err) == (3, "")
+    # 12 hidden matrices, and the readout: nothing multiplies it, so under Adam its rate must shrink like theirs
     assert "Audit: FAIL: 13 of 20 parameters are at fault." in out
     home = tmp_path / "checks/gpt-sp-untied-zero-adam/audit"  # a check's own audit lies above it
     assert sorted(path.name for path in home.iterdir()) == [".lock", "audit.csv", "audit.md", "audit.png"]

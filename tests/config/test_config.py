@@ -42,6 +42,7 @@ def test_the_default_is_the_main_job():
         (["gate.tolerance.exponent=-1"], r"`gate.tolerance.exponent` is a finite number, zero or more; got -1"),
         (["+gate.tolerance.explodes.slope=1"], r"each of \['activation', .*\]; got slope: 1"),
         (["kinds=[delta]", "steps=1"], r"`steps` is at least 2.*kinds=\['delta'\].*steps=4"),
+        (['gate.accept=["wte.weight"]'], r"`gate.accept` lists PARAMETER: QUANTITY.*example gate.accept=\["),
         (["gate.confidence=95"], r"`gate.confidence` lies between 0 and 1; got 95"),
         (
             ["model=hf", "readout=zero"],

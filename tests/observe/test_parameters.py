@@ -456,13 +456,14 @@ class Odd(nn.Module):
     [
         lambda d: nn.Parameter(torch.empty(0, d)),
         lambda d: nn.Parameter(torch.tensor(1.0)),
+        lambda d: nn.Parameter(torch.randn(d, d, dtype=torch.complex64) / d**0.5),
         lambda d: nn.Parameter(torch.randn(d, d, dtype=torch.float64) / d**0.5),
         lambda d: nn.Parameter(torch.randn(d, d).div(d**0.5).bfloat16()),
         lambda d: nn.Parameter(torch.randint(-5, 5, (d, d), dtype=torch.int8), requires_grad=False),
         lambda d: nn.Parameter(torch.zeros(1, d).expand(4, d), requires_grad=False),
         lambda d: nn.Parameter(torch.zeros(d, d).to(torch.float8_e4m3fn), requires_grad=False),
     ],
-    ids=["empty", "scalar", "double", "bfloat16", "whole numbers", "expanded", "float8"],
+    ids=["empty", "scalar", "complex", "double", "bfloat16", "whole numbers", "expanded", "float8"],
 )
 def test_unusual_parameters_are_audited_like_others(odd):
     report = audit(lambda width: Odd(width, odd(width)), WIDTHS, lambda m: torch.optim.Adam(m.parameters()), "sp")
@@ -479,6 +480,51 @@ def test_weights_tied_by_their_memory_alone_appear_once():
     assert report.parameters[["parameter", "tied_to"]].values.tolist() == [["0.weight", "1.weight"]]
     assert found(report) == {("0.weight", "regrouped")}
     assert "hold it 2 times" in report.findings[0].cause
+
+
+class Bottled(nn.Module):
+    """Blocks, some with a size that was typed in, and a head or a decoder behind a code of fixed size.
+
+    Args:
+        width: D.
+        inner: Of each block's hidden layer.
+        code: Of what the last layer before the end makes.
+    """
+
+    def __init__(self, width, inner, code=None):
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(width, size), "down": nn.Linear(size, width)}) for size in inner
+        )
+        last = width if code is None else code
+        self.code = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(width, size)}) for size in (width, last))
+        self.head = nn.Sequential(nn.Linear(last, width), nn.Tanh(), nn.Linear(width, 4))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block["down"](torch.tanh(block["up"](x)))
+        for layer in self.code:
+            x = torch.tanh(layer["fc"](x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("inner", "code", "named"),
+    [
+        (lambda w: (w, 48), None, {"blocks.1.up.weight"}),
+        (lambda w: (24, 2 * w, 2 * w), None, {"blocks.0.up.weight"}),
+        (lambda w: (w, 2 * w), None, set()),
+        (lambda w: (48, 24), None, set()),
+        (lambda w: (w, w), 6, set()),
+    ],
+    ids=["one typed in", "the first typed in", "sizes of their own", "adapters of fixed rank", "a code of fixed size"],
+)
+def test_a_size_that_was_typed_in_is_seen_where_its_own_block_reads_it(inner, code, named):
+    batch = torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)
+    report = audit(lambda width: Bottled(width, inner(width), code), WIDTHS, batch=batch, expect="sp")
+    assert {parameter for parameter, verdict in found(report) if verdict == "width"} == named
 
 
 class Twice(nn.Module):
@@ -507,9 +553,49 @@ def test_a_schedule_that_begins_at_zero_leaves_the_learning_rate_open():
     assert "its learning rate is zero" in report.findings[0].cause
 
 
-def test_an_optimizer_that_needs_a_closure_is_refused():
-    with pytest.raises(ValueError, match="needs a closure"):
-        audit(build, WIDTHS, lambda m: torch.optim.LBFGS(m.parameters()))
+def by_closure(model):
+    return torch.optim.LBFGS(model.parameters())
+
+
+TOKENS = (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("batch", [None, TOKENS], ids=["shapes", "uses"])
+def test_an_optimizer_that_needs_a_closure_leaves_rates_open_and_inits_audited(batch):
+    report = audit(build, WIDTHS, by_closure, batch=batch)
+    assert report.verdict == "inconclusive" and {f.verdict for f in report.findings} == {"unknown"}
+    assert "could not be tried" in report.findings[0].cause
+
+    def wrong(width):
+        model = build(width)
+        model.get_parameter("fc.weight").data.fill_(0.1)
+        return model
+
+    assert ("fc.weight", "init") in found(audit(wrong, WIDTHS, by_closure, batch=batch))
+
+
+class Spectral(nn.Module):
+    """A Fourier layer: complex weights between as many channels as the width, on the lowest frequencies."""
+
+    def __init__(self, width: int, exponent: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width, 4, dtype=torch.complex64) * width**exponent)
+
+    def forward(self, x):
+        low = torch.einsum("bif,iof->bof", torch.fft.rfft(x)[..., :4], self.weight)
+        return torch.fft.irfft(low, n=x.shape[-1])
+
+
+@pytest.mark.parametrize(("exponent", "verdict"), [(-0.5, "pass"), (0.0, "init")])
+def test_complex_weights_are_audited_where_they_are_used(exponent, verdict):
+    def fourier(width):
+        return nn.Sequential(nn.Conv1d(1, width, 1), Spectral(width, exponent), nn.Conv1d(width, 1, 1))
+
+    x = torch.randn(2, 1, 16)
+    report = audit(fourier, WIDTHS, batch=(x, x), loss=lambda model, b: nn.functional.mse_loss(model(b[0]), b[1]))
+    row = report.parameters.set_index("parameter").loc["1.weight"]
+    assert (row["role"], row["used_in"], row["verdict"]) == ("hidden", "einsum in 1", verdict)
+    assert row["std_exponent"] == pytest.approx(exponent, abs=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -31,6 +31,12 @@ def test_sums_of_a_difference_agree_with_float64(dtype, shape):
     assert sums(x.mT if x.dim() > 1 else x)[0] == pytest.approx(x.double().abs().sum().item(), rel=1e-5)
 
 
+def test_sums_of_complex_entries_are_those_of_their_sizes():
+    x, y = torch.tensor([3 + 4j, -1j]), torch.tensor([0j, -2j])
+    assert sums(x) == pytest.approx((6, 26, 5, 0))
+    assert sums(x, y) == pytest.approx((6, 26, 5, 0)) and sums(x[1:], y[1:]) == pytest.approx((1, 1, 1, 0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_of_many_equal_entries_agree_with_float64(dtype):
     """Every one of which is rounded to the same side."""

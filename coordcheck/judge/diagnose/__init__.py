@@ -45,8 +45,12 @@ def diagnose(
     evidence = Evidence(gate, records, judged, audit, seen)
     if runs_differ := harness(evidence):
         return [runs_differ]
-    known = [*audited(evidence), *growing_heads(evidence)]
-    found = [with_the_loss(finding, evidence) for finding in (*known, *origins(evidence, known))]
+    known = [*audited(evidence)]
+    if not any(finding.quantity is not None and finding.quantity.name == "writes" for finding in known):
+        # where memory that nothing wrote is trained, no curve tells of anything else
+        known += growing_heads(evidence)
+        known += origins(evidence, known)
+    found = [with_the_loss(finding, evidence) for finding in known]
     found.sort(key=lambda finding: (-finding.explains, evidence.order(finding.module)))
     if evidence.nothing_moves:
         found.insert(0, motionless(evidence))

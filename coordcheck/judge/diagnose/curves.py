@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
+from coordcheck.judge.accepted import places
 from coordcheck.judge.diagnose.evidence import Diagnosis, Evidence, beyond, by_locality, capitalized, symptom
+from coordcheck.judge.diagnose.lacking import PLACE
 from coordcheck.judge.finding import Curve, Finding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.undecided import weights
@@ -52,7 +54,7 @@ def origins(evidence: Evidence, known: Sequence[Finding]) -> Iterator[Finding]:
         said = next(filter(None, (rule(curve, evidence) for rule in CURVE_RULES)))
         reached = evidence.reached(curve["module"], int(curve["step"]))
         parameters = tuple(filter(None, [names.get(curve["module"])]))
-        cause = f"{symptom(curve)} {said.cause}"
+        cause = f"{symptom(curve)} {said.cause}{_behind_accepted(curve, evidence)}"
         finding = Finding(
             said.fault,
             curve["module"],
@@ -70,6 +72,18 @@ def origins(evidence: Evidence, known: Sequence[Finding]) -> Iterator[Finding]:
         told[key] = finding
         rest = rest[~reached.loc[rest.index]]
     yield from told.values()
+
+
+def _behind_accepted(curve: pd.Series, evidence: Evidence) -> str:
+    """That an accepted deviation comes before what only a curve shows, and goes the same way; it may be the cause."""
+    for finding in [] if evidence.audit is None else evidence.audit.accepted:
+        shift = finding.quantity.exponent - finding.quantity.expected
+        row = evidence.parameters.loc[finding.parameter]
+        assert isinstance(row, pd.Series)
+        before = min(map(evidence.order, places(row))) <= curve["order"]
+        if before and shift * beyond(curve) > 0:
+            return f" What is accepted of {finding.parameter} comes before it and goes the same way."
+    return ""
 
 
 def _nonfinite(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
@@ -246,7 +260,8 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _unexplained(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    without = "" if "effective_update" in set(evidence.curves["kind"]) else " Record the kind effective_update as well."
+    known = PLACE in set(evidence.curves["kind"])
+    without = "" if known else f" The kind {PLACE} was not recorded, which tells where a change is made."
     audit = " Run it with the audit." if evidence.audit is None else ""
     return Diagnosis(
         "unexplained",

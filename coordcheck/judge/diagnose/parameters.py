@@ -25,6 +25,7 @@ AUDITED = {
     "learning_rate": "learning_rate",
     "decay": "decay",
     "epsilon": "epsilon",
+    "width": "width",
 }
 NAMED = 3  # parameters that a sentence lists
 

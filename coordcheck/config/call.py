@@ -1,0 +1,60 @@
+"""What a call in Python may say by keyword, checked before anything is built."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from coordcheck.config.accept import entries
+from coordcheck.config.arguments import directory, is_flag, shown, text, whole
+from coordcheck.config.load import default_gate
+from coordcheck.config.rules import member
+from coordcheck.config.schema import Decay, Expect, GateConfig
+
+
+def gate_of(expect: str, decay: str | None, accept: Sequence[str]) -> GateConfig:
+    """The default gate with what a call says of it.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
+    gate.decay = None if decay is None else member(Decay, "decay", decay).value
+    entries(accept)
+    gate.accept = list(accept)
+    return gate
+
+
+def check_accepted(gate: GateConfig, audit: bool) -> None:
+    """Makes sure that there is an audit where its findings are accepted.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if gate.accept and not audit:
+        raise ValueError(
+            f"`accept` names what an audit finds, so it needs one; got {shown(gate.accept)} without an audit. "
+            f"For example audit=True."
+        )
+
+
+def check_options(*, name: Any, control: Any, audit: Any, rerun: Any, store: Any, workers: Any) -> None:
+    """Checks what a call may say by keyword, see :func:`coordcheck.coord_check`.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if name is not None:
+        text("name", name, "my model")
+    pair = isinstance(control, tuple | list) and len(control) == 2 and all(map(callable, control))
+    if not (control is None or is_flag(control) or pair):
+        raise ValueError(
+            f"`control` is True, False, or a pair of functions (build, optimizer) of a model that must fail; got "
+            f"{shown(control)}. For example control=False, or control=(build_in_sp, optimizer)."
+        )
+    for option, flag in (("audit", audit), ("rerun", rerun)):
+        if not is_flag(flag):
+            raise ValueError(f"`{option}` is True or False; got {shown(flag)}. For example {option}=False.")
+    if store is not None:
+        directory("store", store, "checks/runs")
+    if workers is not None:
+        whole("workers", workers, 2)
