@@ -6,20 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coordcheck.check import audit, coord_check
+    from coordcheck.curing import Cure, cure
     from coordcheck.judge.finding import Finding
     from coordcheck.observe.recorder import Recorder
     from coordcheck.result import Audit, CoordCheck
 
-__all__ = ["Audit", "CoordCheck", "Finding", "Recorder", "audit", "coord_check"]
+__all__ = ["Audit", "CoordCheck", "Cure", "Finding", "Recorder", "audit", "coord_check", "cure"]
 __version__ = version("coordcheck")
 
 _HOMES = {
     "Audit": "coordcheck.result",
     "CoordCheck": "coordcheck.result",
+    "Cure": "coordcheck.curing",
     "Finding": "coordcheck.judge.finding",
     "Recorder": "coordcheck.observe.recorder",
     "audit": "coordcheck.check",
     "coord_check": "coordcheck.check",
+    "cure": "coordcheck.curing",
 }
 
 

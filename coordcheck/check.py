@@ -143,7 +143,7 @@ def coord_check(
     plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device), arithmetic)
     config = {**vars(axes), "budget": auto.budget, "modules": selected, "precision": precision}
     config |= {} if name is None else {"name": name}
-    with _as_in_training(plan.device):
+    with in_training(plan.device):
         chosen = default_optimizer() if optimizer is None else optimizer
         cell = OwnCell(build, batch, chosen, loss, axes.widths, name=name)
         twin: tuple[Cell, str] | None
@@ -179,7 +179,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
     plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
     directory("runs", config.runs, "checks/runs")
     check_accepted(config.gate, config.audit)
-    with _as_in_training(plan.device):
+    with in_training(plan.device):
         cell = make_cell(config)
         return check_cell(
             cell,
@@ -400,7 +400,7 @@ def audit(
     wanted = check_widths(widths)
     gate = gate_of(expect, decay, accept)
     make_model, make_optimizer = audited_functions(build, optimizer)
-    with _as_in_training():
+    with in_training():
         fitting(lambda width: least_of_audit(build, width), wanted, torch.device("cpu"))
         if batch is None:
             return _audited(make_model, wanted, make_optimizer, gate)
@@ -469,7 +469,7 @@ def current_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _as_in_training(device: "torch.device | None" = None) -> Iterator[None]:
+def in_training(device: "torch.device | None" = None) -> Iterator[None]:
     """Lets gradients flow, whatever mode the caller is in, and leaves torch's global generators as they were."""
     import torch
 

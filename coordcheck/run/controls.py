@@ -1,15 +1,13 @@
 """Controls: a twin of a cell with a fault that a check must see."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from coordcheck.run.cell import Cell
+from coordcheck.run.wrapped import Wrapped
 
 
-class Scaled(Cell):
+class Scaled(Wrapped):
     """A control of any cell: what is right at the smallest width, times a power of width / smallest width elsewhere.
 
     A planted fault of known exponent that needs no knowledge of the model. Standard parametrization bounds what
@@ -24,36 +22,10 @@ class Scaled(Cell):
     """
 
     def __init__(self, cell: Cell, smallest: int, *, rates: float = 0.0, weights: float = 0.0):
-        self.cell = cell
+        super().__init__(cell, {"scaled": {"from": smallest, "rates": rates, "weights": weights}})
         self.smallest = smallest
         self.rates = rates
         self.weights = weights
-        self.columns = cell.columns
-        self.determinants = {**cell.determinants, "scaled": {"from": smallest, "rates": rates, "weights": weights}}
-        self.cross_entropy = cell.cross_entropy
-        self.readable = cell.readable
-
-    @property
-    def roles(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The cell's."""
-        return self.cell.roles
-
-    @property
-    def draws(self) -> bool | None:  # type: ignore[override]
-        """The cell's."""
-        return self.cell.draws
-
-    def tried_out(self, recomputes: bool) -> None:
-        """Passed on."""
-        self.cell.tried_out(recomputes)
-
-    def on_meta(self, width: int) -> nn.Module:
-        """The cell's."""
-        return self.cell.on_meta(width)
-
-    def runnable_on_meta(self, width: int) -> nn.Module | None:
-        """The cell's."""
-        return self.cell.runnable_on_meta(width)
 
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The cell's model with its weights scaled."""
@@ -72,11 +44,3 @@ class Scaled(Cell):
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * (width / self.smallest) ** self.rates
         return optimizer
-
-    def batch(self, seed: int, device: torch.device) -> Any:
-        """The cell's."""
-        return self.cell.batch(seed, device)
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The cell's."""
-        return self.cell.loss(model, batch)

@@ -1,0 +1,43 @@
+"""``coordcheck-cure``: what puts a model into muP, found and tried."""
+
+import argparse
+from pathlib import Path
+
+from coordcheck.cli.command import EXIT_CODES, end, exit_code
+from coordcheck.config.load import file_name, load
+
+
+def main() -> None:
+    """``coordcheck-cure [HYDRA OVERRIDES]``: what puts a model into muP, found and tried."""
+    parser = argparse.ArgumentParser(
+        prog="coordcheck-cure",
+        description="Find a factor on each initial weight and on each learning rate that put a model into muP without "
+        f"a change of its code, and check the model with them. {EXIT_CODES} They tell of the check after the cure.",
+    )
+    parser.add_argument("override", nargs="*", help="as for coordcheck, for example model=hf model.config=llama")
+    parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME/cure")
+    parser.add_argument(
+        "--as", dest="form", choices=["python"], help="also print the cure as code that needs torch alone"
+    )
+    end(_cure, parser)
+
+
+def _cure(arguments: argparse.Namespace) -> int:
+    config = load(arguments.override)
+    from coordcheck.curing import CURE, cure_config
+    from coordcheck.records.lock import locked
+    from coordcheck.report.console import make_console, say
+
+    directory: Path = arguments.output or Path("checks") / file_name(config.name) / "cure"
+    with locked(directory):
+        result = cure_config(config)
+        result.save(directory)
+    console = make_console()
+    for line in f"{result!r}".splitlines():
+        say(console, line)
+    if result.after.verdict != "pass":
+        say(console, result.after.sentence())
+    say(console, f"Files in {directory}: {CURE} before/report.png after/report.png")
+    if arguments.form == "python":
+        print(result.cure.as_python(), end="")
+    return exit_code([result.after.verdict])

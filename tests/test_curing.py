@@ -1,0 +1,205 @@
+"""A cure found, applied and tried."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import coordcheck
+from coordcheck import Cure
+
+BASE = 32
+TABLE = Cure.from_dict(
+    {
+        "version": 1,
+        "base_width": BASE,
+        "entries": [
+            {"parameters": ["*.weight"], "role": "hidden", "std": -0.5, "lr": -1, "weight_decay": 1},
+            {"parameters": ["head.weight"], "role": "readout", "std": -1, "lr": -1, "eps": -1},
+        ],
+    }
+)
+TOKENS = torch.arange(64).view(4, 16) * 7 % 32
+
+
+def build(width, tied=False):
+    model = nn.Sequential()
+    model.add_module("embedding", nn.Embedding(32, width))
+    for i in range(2):
+        model.add_module(str(i), nn.Linear(width, width))
+        model.add_module(f"act{i}", nn.GELU())
+    model.add_module("head", nn.Linear(width, 32, bias=False))
+    if tied:
+        model.head.weight = model.embedding.weight
+    return model
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-12)
+
+
+def batch(seed):
+    return TOKENS, TOKENS.roll(-1, 1)
+
+
+def cured(build, optimizer=adam, **options):
+    return coordcheck.cure(build, batch, (32, 64, 128), optimizer=optimizer, seeds=3, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return cured(build)
+
+
+def test_a_model_in_standard_parametrization_is_cured(result):
+    assert result.before.verdict == "fail"
+    assert result.after.verdict != "fail" and not result.after.slopes["verdict"].eq("explodes").any()
+    assert {
+        entry.parameters: (entry.role, entry.exponents.std, entry.exponents.lr) for entry in result.cure.entries
+    } == {
+        ("head.weight",): ("readout", pytest.approx(-0.5, abs=0.06), -1.0),
+        ("*.weight",): ("hidden", 0.0, -1.0),
+    }
+    assert repr(result).startswith("before  FAIL: ") and "\nafter   " in repr(result)
+
+
+def test_what_is_cured_needs_nothing_more(result):
+    def again(width):
+        model = build(width)
+        result.cure.initialize(model, width)
+        model.width = width
+        return model
+
+    def optimizer(model):
+        return torch.optim.Adam(result.cure.param_groups(model, model.width, lr=1e-3), eps=1e-12)
+
+    assert not cured(again, optimizer).cure
+
+
+def test_a_tied_readout_gets_a_multiplier():
+    def tied(width):
+        model = build(width, tied=True)
+        for i in range(2):  # torch's own shrink with width
+            nn.init.zeros_(model.get_submodule(f"{i}").bias)
+        return model
+
+    result = cured(tied)
+    assert result.cure.multipliers == {"head": -1.0}
+    assert result.after.verdict != "fail"
+    model = build(128, tied=True)
+    before = model(TOKENS)
+    result.cure.attach(model, 128)
+    assert torch.allclose(model(TOKENS), before / 4 + 0 * before)
+    with pytest.raises(ValueError, match="attached to this model already"):
+        result.cure.attach(model, 128)
+
+
+def test_the_files_hold_the_cure(result, tmp_path):
+    result.save(tmp_path)
+    assert Cure.load(tmp_path / "cure.yaml") == result.cure
+    assert {path.name for path in tmp_path.iterdir()} == {"after", "before", "cure.yaml"}
+    (tmp_path / "cure.yaml").write_text("[" * 10_000)
+    with pytest.raises(ValueError, match="cannot be read as a cure"):
+        Cure.load(tmp_path / "cure.yaml")
+
+
+def test_initial_weights_are_scaled_once():
+    torch.manual_seed(0)
+    model, plain = build(128), None
+    torch.manual_seed(0)
+    plain = build(128)
+    TABLE.initialize(model, 128)
+    for name, parameter in model.named_parameters():
+        factor = {"0.weight": 0.5, "1.weight": 0.5, "head.weight": 0.25}.get(name, 1.0)
+        assert torch.equal(parameter, plain.get_parameter(name) * factor), name
+    with pytest.raises(ValueError, match="a second time"):
+        TABLE.initialize(model, 128)
+    at_base = build(BASE)
+    weights = [parameter.clone() for parameter in at_base.parameters()]
+    TABLE.initialize(at_base, BASE)
+    assert all(map(torch.equal, at_base.parameters(), weights))
+
+
+def test_the_table_of_another_model_is_refused():
+    with pytest.raises(ValueError, match=re.escape("names '*.weight', which is no parameter")):
+        TABLE.initialize(nn.ModuleDict({"head": nn.Linear(4, 4)}), 64)
+    with pytest.raises(ValueError, match=re.escape("names '*.weight', which is no parameter")):
+        TABLE.param_groups(nn.ModuleDict({"head": nn.Linear(4, 4)}), 64, lr=1.0)
+
+
+def test_groups_of_the_users_stay_apart():
+    model = build(128)
+    groups = [
+        {"params": [model.embedding.weight, model.head.weight], "lr": 0.1, "betas": (0.5, 0.9)},
+        {"params": [*model[1].parameters(), *model[3].parameters()], "weight_decay": 0.2},
+    ]
+    made = TABLE.param_groups(model, 128, lr=0.4, weight_decay=0.5, eps=1e-8, groups=groups)
+    assert [
+        (
+            len(group["params"]),
+            group["lr"],
+            group["initial_lr"],
+            group["weight_decay"],
+            group["eps"],
+            group.get("betas"),
+        )
+        for group in made
+    ] == [
+        (1, 0.1, 0.1, 0.5, 1e-8, (0.5, 0.9)),
+        (1, 0.025, 0.025, 0.5, 2.5e-9, (0.5, 0.9)),
+        (2, 0.1, 0.1, 0.8, 1e-8, None),
+        (2, 0.4, 0.4, 0.2, 1e-8, None),
+    ]
+    assert groups[1] == {"params": [*model[1].parameters(), *model[3].parameters()], "weight_decay": 0.2}
+    with pytest.raises(ValueError, match="`lr` is the learning rate at the base width"):
+        TABLE.param_groups(model, 128)
+
+
+def trained(model, groups, compiled=False):
+    """Weights after clipped steps of AdamW with a schedule."""
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    forward = torch.compile(model, backend="aot_eager") if compiled else model
+    for _ in range(4):
+        loss = nn.functional.cross_entropy(forward(TOKENS).flatten(0, 1), TOKENS.roll(-1, 1).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        schedule.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def seeded(width):
+    torch.manual_seed(0)
+    return build(width)
+
+
+def test_compiled_scheduled_and_clipped_training_is_the_same():
+    results = []
+    for compiled in (False, True):
+        model = seeded(128)
+        TABLE.initialize(model, 128)
+        groups = TABLE.param_groups(model, 128, lr=1e-2, weight_decay=0.1)
+        results.append(trained(model, groups, compiled))
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.allclose(eager, compiled, atol=1e-6)
+
+
+def test_the_code_of_a_cure_does_the_same():
+    names = {}
+    exec(TABLE.as_python(), names)
+    assert "coordcheck" not in TABLE.as_python()
+    model, other = seeded(128), seeded(128)
+    TABLE.initialize(model, 128)
+    names["initialize"](other, 128)
+    ours = trained(model, TABLE.param_groups(model, 128, lr=1e-2, weight_decay=0.1, eps=1e-8))
+    theirs = trained(other, names["param_groups"](other, 128, lr=1e-2, weight_decay=0.1))
+    assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("base", [0, -1, 1.5, True, "64"])
+def test_an_odd_base_width_is_refused(base):
+    with pytest.raises(ValueError, match=re.escape(f"`base_width` is a positive integer; got {base!r}")):
+        cured(build, base_width=base)
