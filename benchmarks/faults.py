@@ -142,7 +142,8 @@ def table_of(of: Callable[[int], Iterator[Case]], chosen: str) -> str:
         rates += "; without the audit " + ", ".join(f"{name} {percent(rows[f'{name} alone'])}" for name in marks)
         columns = ["case", "planted", "named first", "verdict", *marks, "seconds"]
         rows[marks] = rows[marks].replace({True: "yes", False: "**no**"}).astype(str)
-    return f"### {of.__name__}: {rates}\n\n{markdown_table(rows[columns])}"
+    table = markdown_table(rows[columns]).replace(r"\*\*no\*\*", "**no**")
+    return f"### {of.__name__}: {rates}\n\n{table}"
 
 
 def follow(name: str, chosen: str) -> dict[str, Any] | None:
