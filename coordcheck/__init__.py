@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coordcheck.check import audit, coord_check
     from coordcheck.judge.finding import Finding
+    from coordcheck.observe.before_wrapping import roles
     from coordcheck.observe.recorder import Recorder
+    from coordcheck.records.merge import merge
     from coordcheck.result import Audit, CoordCheck
 
-__all__ = ["Audit", "CoordCheck", "Finding", "Recorder", "audit", "coord_check"]
+__all__ = ["Audit", "CoordCheck", "Finding", "Recorder", "audit", "coord_check", "merge", "roles"]
 __version__ = version("coordcheck")
 
 _HOMES = {
@@ -20,6 +22,8 @@ _HOMES = {
     "Recorder": "coordcheck.observe.recorder",
     "audit": "coordcheck.check",
     "coord_check": "coordcheck.check",
+    "merge": "coordcheck.records.merge",
+    "roles": "coordcheck.observe.before_wrapping",
 }
 
 
