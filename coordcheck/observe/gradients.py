@@ -46,7 +46,27 @@ def listen(listener: Listener) -> Callable[[], None]:
     return end
 
 
-def _tell(optimizer: Any, args: Any, kwargs: Any) -> None:
+def _tell(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Tells of the step, or of the gradients that its closure is about to make, as in Lightning's loop."""
+    if not any(callable(value) for value in (*args[1:], *kwargs.values())):
+        _tell_listeners(optimizer)
+        return None
+
+    def then_tell(closure: Any) -> Any:
+        if not callable(closure):
+            return closure
+
+        def told() -> Any:
+            loss = closure()
+            _tell_listeners(optimizer)
+            return loss
+
+        return told
+
+    return (args[0], *map(then_tell, args[1:])), {name: then_tell(value) for name, value in kwargs.items()}
+
+
+def _tell_listeners(optimizer: Any) -> None:
     for listener in _listeners:
         listener(optimizer)
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from coordcheck.observe.modules import named_modules
+from coordcheck.records.schema import LOSS_MODULE
 
 PLACES = 1_000_000  # between the first modules of two stages, in forward order
 
@@ -43,16 +44,22 @@ class Pipeline(nn.Module):
         self.stages = nn.ModuleDict({str(stage.stage_index): stage.submod for stage in self._of_schedule})
         self.last = first.num_stages - 1
 
-    def named(self) -> Iterator[tuple[str, nn.Module, int]]:
-        """Every module of the stages here with its name in records and where, in forward order, its stage begins."""
+    def named(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every module of the stages here by its name in records."""
+        yield from ((name, module) for name, module, _ in self._named())
+
+    def begins(self) -> dict[str, int]:
+        """The place in forward order where the stage of each module begins; the loss follows the last."""
+        return {name: index * PLACES for name, _, index in self._named()} | {LOSS_MODULE: self.last * PLACES}
+
+    def _named(self) -> Iterator[tuple[str, nn.Module, int]]:
         for stage in self._of_schedule:
-            own = f"stages.{stage.stage_index}"
+            index, own = stage.stage_index, f"stages.{stage.stage_index}"
             for name, module in named_modules(stage.submod):
-                if not name:
-                    label = "" if stage.stage_index == self.last else own
+                if name:
+                    yield f"{own}.{name}" if self.apart else name, module, index
                 else:
-                    label = f"{own}.{name}" if self.apart else name
-                yield label, module, stage.stage_index * PLACES
+                    yield "" if index == self.last else own, module, index
 
     @contextmanager
     def running(self, told: Callable[[bool], None]) -> Iterator[None]:

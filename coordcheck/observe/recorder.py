@@ -30,7 +30,7 @@ from coordcheck.observe.ranks import gathered, local, place, rank_of
 from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
 from coordcheck.records.merge import save_run
-from coordcheck.records.schema import CLASSES, LOSS, ROOT, VARYING
+from coordcheck.records.schema import CLASSES, LOSS, LOSS_MODULE, ROOT, VARYING
 
 
 class _Latest:
@@ -152,7 +152,7 @@ class Recorder:
         self._with_gradients = True
         self._training: bool | None = None
         self._divisor = self._own_divisor = 1.0
-        self._begins = {n: at for n, _, at in model.named()} if isinstance(model, Pipeline) else {}
+        self._begins = model.begins() if isinstance(model, Pipeline) else {}
         self._outside = isinstance(model, Pipeline)
         self._flattened: dict[nn.Module, list[str]] = {}
         self._gradients: ParameterGradients | None = None
@@ -261,8 +261,10 @@ class Recorder:
                 f"a loss is a tensor with one entry; got {shown(loss)}. "
                 f"For example recorder.record_loss(loss.detach())."
             )
+        if isinstance(self.model, Pipeline) and not self._ran:
+            return  # of the garbage that a schedule computes to learn shapes
         if "activation" in self.kinds:
-            self._add("(loss)", "", LOSS, "activation", 1, sums(loss.reshape(1)))
+            self._add(LOSS_MODULE, "", LOSS, "activation", 1, sums(loss.reshape(1)))
 
     def never_ran(self) -> list[str]:
         """The modules to record that no forward pass of step 0 called, as none calls an ``nn.ModuleList`` itself."""
@@ -324,7 +326,7 @@ class Recorder:
     def _named(self) -> dict[str, nn.Module]:
         """The modules by the names that records have."""
         if isinstance(self.model, Pipeline):
-            return {name: module for name, module, _ in self.model.named()}
+            return dict(self.model.named())
         return dict(named_modules(self.model))
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:

@@ -1,4 +1,4 @@
-"""Processes that talk over gloo on 127.0.0.1: started once for each world size, they then run one mode after another."""
+"""Processes that talk over gloo on 127.0.0.1: started once for each world size, they run one mode after another."""
 
 import multiprocessing
 import os

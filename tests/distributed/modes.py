@@ -3,8 +3,7 @@
 Each mode returns what a rank recorded, merged; the ranks' processes run it, so it is a top-level function.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -76,15 +75,19 @@ def roles() -> dict[str, str]:
     return coordcheck.roles(GPT)
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
+Data = tuple[Tensor, Tensor]
+
+
+def batch(length: int = LENGTH) -> Data:
+    tokens = torch.randint(VOCABULARY, (BATCH, length + 1), generator=torch.Generator().manual_seed(1))
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def share(rank: int | None = None, ranks: int | None = None) -> tuple[Tensor, Tensor]:
-    """This rank's part of the batch."""
+def share(rank: int | None = None, ranks: int | None = None, dim: int = 0, length: int = LENGTH) -> Data:
+    """This rank's part of the batch, or of each sequence."""
     rank, ranks = dist.get_rank() if rank is None else rank, ranks or dist.get_world_size()
-    return tuple(part.chunk(ranks)[rank] for part in batch())
+    inputs, targets = (part.chunk(ranks, dim)[rank] for part in batch(length))
+    return inputs, targets
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 def train(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: Data,
     *,
     micro_batches: int = 1,
     kinds: tuple[str, ...] = KINDS,
@@ -130,9 +133,186 @@ def merged(recorder: Recorder) -> pd.DataFrame:
     return recorder.records(group=dist.group.WORLD)
 
 
-def one_process(**kwargs: Any) -> pd.DataFrame:
-    return train(build(), batch(), **kwargs).records()
+def one_process(length: int = LENGTH) -> pd.DataFrame:
+    return train(build(), batch(length)).records()
 
 
 def ddp() -> pd.DataFrame:
     return merged(train(DistributedDataParallel(build()), share()))
+
+
+def ddp_micro_batches() -> pd.DataFrame:
+    model = DistributedDataParallel(build())
+    return merged(train(model, share(), micro_batches=2, quiet=model.no_sync))
+
+
+def ddp_of_which_the_recorder_has_the_inside() -> pd.DataFrame:
+    inside = build()
+    return merged(train(DistributedDataParallel(inside), share(), recorded=inside))
+
+
+def fsdp1(use_orig_params: bool) -> pd.DataFrame:
+    return merged(train(shard_flat(build(), use_orig_params), share()))
+
+
+def shard_flat(model: nn.Module, use_orig_params: bool = True) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    options: dict[str, Any] = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
+    return FullyShardedDataParallel(model, auto_wrap_policy=ModuleWrapPolicy({Block}), **options)
+
+
+def fsdp2(per_layer: bool, wrapped: bool = False, dimensions: int = 1) -> pd.DataFrame:
+    """Wrapped: every block is checkpointed and compiled. Two dimensions: what is sharded is replicated, too."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model: Any = build()
+    for name, block in [*model.blocks.items()] if wrapped else []:
+        model.blocks[name] = torch.compile(checkpoint_wrapper(block))
+    shape = (dist.get_world_size(),) if dimensions == 1 else (2, dist.get_world_size() // 2)
+    shard(model, init_device_mesh("cpu", shape, mesh_dim_names=("replicated", "sharded")[-dimensions:]), per_layer)
+    return merged(train(model, share()))
+
+
+def parallel_layers(model: GPT, mesh: Any, sequence: str) -> None:
+    """Splits layers over ranks as torchtitan does.
+
+    Args:
+        model: Is changed.
+        mesh: Of one dimension.
+        sequence: What is between those layers: "whole", or split along the sequence, as "plain" tensors or as DTensors.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        PrepareModuleInput,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
+
+    between = Replicate() if sequence == "whole" else Shard(1)
+    out: dict[str, Any] = {"output_layouts": between, "use_local_output": sequence != "distributed"}
+    plan: dict[str, Any] = {
+        "wte": RowwiseParallel(input_layouts=Replicate(), **out),
+        "head": ColwiseParallel(input_layouts=between, output_layouts=Replicate()),
+    }
+    norms = ["norm"]
+    for block in ("blocks.0", "blocks.1"):
+        plan |= {f"{block}.attn.{name}": ColwiseParallel() for name in "qkv"}
+        plan |= {f"{block}.attn.proj": RowwiseParallel(**out), f"{block}.out": RowwiseParallel(**out)}
+        prepare: Any = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+        plan |= {f"{block}.attn": prepare, f"{block}.fc": ColwiseParallel(input_layouts=between)}
+        norms += [f"{block}.norm_1", f"{block}.norm_2"]
+    if sequence != "whole":
+        plan |= {name: SequenceParallel(use_local_output=sequence == "plain") for name in norms}
+    parallelize_module(model, mesh, plan)
+
+
+def tensor_parallel(sequence: str, length: int = LENGTH) -> pd.DataFrame:
+    model = build()
+    parallel_layers(model, init_device_mesh("cpu", (dist.get_world_size(),)), sequence)
+    return merged(train(model, batch(length)))
+
+
+def mesh_of_two_dimensions(per_layer: bool) -> pd.DataFrame:
+    """FSDP2 over one, tensor and sequence parallelism over the other."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = build()
+    parallel_layers(model, mesh["tensor"], "distributed")
+    shard(model, mesh["data"], per_layer)
+    return merged(train(model, share(mesh.get_local_rank("data"), 2)))
+
+
+def shard(model: GPT, mesh: Any, per_layer: bool) -> None:
+    """FSDP2, where each layer or each block is a unit."""
+    from torch.distributed._composable.fsdp import fully_shard
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding | nn.LayerNorm)]
+    for unit in layers if per_layer else model.blocks.values():
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def stage_of(index: int, stages: int = 2) -> GPT:
+    """The first or the last half of the model, whose modules keep their names; built whole, so that seeds agree."""
+    model: Any = build()
+    if index > 0:
+        model.wte = None
+        del model.blocks["0"]
+    if index < stages - 1:
+        model.norm = model.head = None
+        del model.blocks["1"]
+    return model
+
+
+def pipeline(name: str, scale_grads: bool = True) -> pd.DataFrame:
+    from torch.distributed import pipelining
+
+    rank, micro_batches = dist.get_rank(), 4
+    stage = pipelining.PipelineStage(stage_of(rank), rank, 2, torch.device("cpu"))
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        value = loss_of(logits, targets)
+        recorder.record_loss(value)
+        return value
+
+    kind = getattr(pipelining, name)
+    schedule = kind(stage, micro_batches, loss_fn=loss, scale_grads=scale_grads)
+    inputs, targets = batch()
+    optimizer = adam(stage.submod.parameters())
+    recorder = Recorder(schedule, width=WIDTH, kinds=KINDS, roles=roles())
+    with recorder:
+        for _ in range(STEPS):
+            if rank == 0:
+                schedule.step(inputs)
+            else:
+                schedule.step(target=targets)
+            optimizer.step()
+            optimizer.zero_grad()
+            recorder.step()
+    return merged(recorder)
+
+
+def chunk(width: int = WIDTH) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh())
+
+
+def chunks() -> list[nn.Sequential]:
+    torch.manual_seed(0)
+    return [chunk() for _ in range(4)]
+
+
+def interleaved() -> pd.DataFrame:
+    """Two stages on each rank, all with the same names."""
+    from torch.distributed import pipelining
+
+    rank, device = dist.get_rank(), torch.device("cpu")
+    stages = [pipelining.PipelineStage(chunks()[i], i, 4, device) for i in (rank, rank + 2)]
+    schedule = pipelining.ScheduleInterleaved1F1B(stages, 2, loss_fn=lambda x, y: (x - y).square().mean())
+    x = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+    optimizer = adam([p for stage in stages for p in stage.submod.parameters()])
+    with Recorder(schedule, width=WIDTH, kinds=KINDS, roles={}) as recorder:
+        for _ in range(STEPS):
+            schedule.step(x) if rank == 0 else schedule.step(target=-x)
+            optimizer.step()
+            optimizer.zero_grad()
+            recorder.step()
+    return merged(recorder)
+
+
+def not_interleaved() -> pd.DataFrame:
+    model = nn.Sequential(*chunks())
+    x = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+    optimizer = adam(model.parameters())
+    with Recorder(model, width=WIDTH, kinds=KINDS, roles={}) as recorder:
+        for _ in range(STEPS):
+            (model(x) + x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            recorder.step()
+    records = recorder.records()
+    last = records["module"] == "3"  # the model's output, too
+    names = records["module"].where(records["module"] == "(model)", "stages." + records["module"])
+    return records.assign(module=names)[~last]

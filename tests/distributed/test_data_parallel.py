@@ -1,4 +1,4 @@
-"""Data parallelism: every rank has its part of the batch, and what is recorded is what one process records of all of it."""
+"""Data parallelism: every rank has its part of the batch, and the records are those of one process and all of it."""
 
 import modes
 import pytest
@@ -14,3 +14,25 @@ def test_ddp(two, alone):
     frames = two(modes.ddp)
     assert frames[0].equals(frames[1])
     assert differences(frames[0], alone) == []
+
+
+def test_ddp_with_micro_batches_that_are_not_reduced(two, alone):
+    assert differences(two(modes.ddp_micro_batches)[0], alone) == []
+
+
+def test_ddp_whose_inside_is_recorded(two, alone):
+    assert differences(two(modes.ddp_of_which_the_recorder_has_the_inside)[0], alone) == []
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_fsdp1(two, alone, use_orig_params):
+    assert differences(two(modes.fsdp1, use_orig_params)[0], alone) == []
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_fsdp2(two, alone, per_layer):
+    assert differences(two(modes.fsdp2, per_layer)[0], alone) == []
+
+
+def test_fsdp2_with_checkpointed_and_compiled_blocks(two, alone):
+    assert differences(two(modes.fsdp2, False, True)[0], alone) == []
