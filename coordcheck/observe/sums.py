@@ -125,14 +125,15 @@ def thinned(x: Tensor, length: int | None = None, begins: int = 0) -> Tensor:
     batch is one tensor, micro-batches or spread over ranks.
 
     Args:
-        x: (..., L, D) or (D,). Of L at least 16 are kept, and at least 2 sqrt(L).
+        x: (B, ..., L, D). Of L at least 16 are kept, and at least 2 sqrt(L). Of (N, D), whose N is the batch or a part
+            of it, and of (D,) all are.
         length: L on all ranks together, where the sequence is spread over them.
         begins: The position of the first that is here.
 
     Returns:
         A view, (..., about L / k, D).
     """
-    if x.dim() < 2:
+    if x.dim() < 3:
         return x
     length = x.shape[-2] if length is None else length
     every = min(length // POSITIONS, math.isqrt(length) // 2)

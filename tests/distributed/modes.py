@@ -316,3 +316,102 @@ def not_interleaved() -> pd.DataFrame:
     last = records["module"] == "3"  # the model's output, too
     names = records["module"].where(records["module"] == "(model)", "stages." + records["module"])
     return records.assign(module=names)[~last]
+
+
+class Gathered(torch.autograd.Function):
+    """(B, H, L / R, K) -> (B, H, L, K); gradients of all ranks add up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size(), dim=2)[dist.get_rank()]
+
+
+class SplitAttention(Attention):
+    """Of sequences that are split over ranks: each asks with its own positions, and sees the keys and values of all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [part(x).unflatten(-1, (-1, WIDTH // HEADS)).transpose(1, 2) for part in (self.q, self.k, self.v)]
+        keys, values = (Gathered.apply(part.contiguous()) for part in heads[1:])
+        asks = torch.arange(x.shape[1]) + dist.get_rank() * x.shape[1]
+        seen = torch.arange(keys.shape[2]) <= asks[:, None]
+        y = F.scaled_dot_product_attention(heads[0], keys, values, attn_mask=seen)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def context_parallel(length: int) -> pd.DataFrame:
+    model: Any = build()
+    for block in model.blocks.values():
+        block.attn.__class__ = SplitAttention
+    return merged(train(DistributedDataParallel(model), share(dim=1, length=length)))
+
+
+class Exchanged(torch.autograd.Function):
+    """What this rank has for each rank -> what each rank has for this one."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> tuple[Tensor, ...]:
+        got = [torch.empty_like(part) for part in parts]
+        dist.all_to_all(got, [part.contiguous() for part in parts])
+        return tuple(got)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return Exchanged.forward(ctx, *gradients)
+
+
+class Experts(nn.Module):
+    """x: (N, D). Token i goes to expert i mod 2; each rank has one of them, or one process both."""
+
+    def __init__(self, ranks: int = 1):
+        super().__init__()
+        mine = range(2) if ranks == 1 else [dist.get_rank()]
+        experts = {str(i): nn.Linear(WIDTH, WIDTH) for i in range(2)}
+        self.experts = nn.ModuleDict({str(i): experts[str(i)] for i in mine})
+        self.ranks = ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.unflatten(0, (-1, 2)).unbind(1)
+        if self.ranks == 1:
+            return torch.stack([self.experts[str(i)](half) for i, half in enumerate(halves)], 1).flatten(0, 1)
+        (expert,) = self.experts.values()
+        made = expert(torch.cat(Exchanged.apply(*halves))).chunk(2)
+        return torch.stack(Exchanged.apply(*made), 1).flatten(0, 1)
+
+
+class Mixture(nn.Module):
+    """x: (N, D)."""
+
+    def __init__(self, ranks: int = 1):
+        super().__init__()
+        self.fc, self.moe, self.out = nn.Linear(WIDTH, WIDTH), Experts(ranks), nn.Linear(WIDTH, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.moe(self.fc(x).relu()).relu())
+
+
+def mixture(ranks: int) -> pd.DataFrame:
+    """Data parallel but for the experts, whose gradients are complete where they are."""
+    torch.manual_seed(0)
+    model: Any = Mixture(ranks)
+    x = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(1))
+    mine = x if ranks == 1 else x.chunk(ranks)[dist.get_rank()]
+    optimizer = adam(model.parameters())
+    with Recorder(model, width=WIDTH, kinds=KINDS[:3], roles={}) as recorder:
+        for _ in range(STEPS):
+            model(mine).square().mean().backward()
+            for name, parameter in model.named_parameters() if ranks > 1 else ():
+                if "experts" not in name:
+                    dist.all_reduce(parameter.grad)
+                parameter.grad /= ranks
+            optimizer.step()
+            optimizer.zero_grad()
+            recorder.step()
+    return recorder.records() if ranks == 1 else merged(recorder)

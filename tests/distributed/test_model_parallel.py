@@ -40,3 +40,12 @@ def test_pipelines(two, alone, name):
 
 def test_stages_with_the_same_names_are_told_apart(two):
     assert differences(two(modes.interleaved)[0], two(modes.not_interleaved)[0]) == []
+
+
+def test_sequences_that_are_split_by_hand(two):
+    short = 16  # of which all positions are used
+    assert differences(two(modes.context_parallel, short)[0], two(modes.one_process, short)[0]) == []
+
+
+def test_experts_on_different_ranks(two):
+    assert differences(two(modes.mixture, 2)[0], two(modes.mixture, 1)[0]) == []
