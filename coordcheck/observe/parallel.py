@@ -61,9 +61,12 @@ def check_parallel(model: nn.Module) -> None:
             _refuse("torch.nn.DataParallel, which copies the model at every step")
         if any("deepspeed" in kind.__module__.split(".") for kind in type(module).__mro__):
             _refuse(f"DeepSpeed's {type(module).__name__}, whose parameters torch does not see")
+    outside = not any(is_fsdp1(module) for module in model.modules())
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
             _refuse(f"DeepSpeed's ZeRO stage 3, which took away {name}")
+        if outside and hasattr(parameter, "_fsdp_flattened"):
+            _refuse(f"the inside of a model that FSDP1 wraps, as the one of {name}; give it what wraps it")
 
 
 def _refuse(what: str) -> None:

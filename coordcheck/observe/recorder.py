@@ -5,7 +5,7 @@ GPU. What the sizes should be, and how they scale, is for the modules that read 
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from coordcheck.observe.eager import eager
 from coordcheck.observe.effective_update import StartingPoint, updated_parameters
 from coordcheck.observe.frame import Entry, frame_of
 from coordcheck.observe.gradients import ParameterGradients, divisor, listen, running_divisor
+from coordcheck.observe.latest import Latest
 from coordcheck.observe.modules import named_modules, select_modules, tensors
 from coordcheck.observe.parallel import check_parallel, flattened, warn_of_lost_roles
 from coordcheck.observe.pipeline import Pipeline, is_schedule
@@ -31,28 +32,6 @@ from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
 from coordcheck.records.merge import save_run
 from coordcheck.records.schema import CLASSES, LOSS, LOSS_MODULE, ROOT, VARYING
-
-
-class _Latest:
-    """What was computed of the latest tensor: a container mostly hands on the output of its last child."""
-
-    def __init__(self) -> None:
-        self._tensor: Tensor | None = None
-        self._version = 0
-        self._results: dict[Hashable, Any] = {}
-
-    def of(self, tensor: Tensor, what: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, which depends on `what` and on the entries of `tensor` alone."""
-        version = -1 if tensor.is_inference() else tensor._version
-        if tensor is not self._tensor or version != self._version or version < 0:
-            self._tensor, self._version, self._results = tensor, version, {}
-        if what not in self._results:
-            self._results[what] = compute()
-        return self._results[what]
-
-    def forget(self) -> None:
-        """Lets the tensor go, whose graph would keep memory."""
-        self._tensor, self._results = None, {}
 
 
 class Recorder:
@@ -147,7 +126,7 @@ class Recorder:
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
-        self._latest, self._latest_gradient = _Latest(), _Latest()
+        self._latest, self._latest_gradient = Latest(), Latest()
         self._recording = self._ran = False
         self._with_gradients = True
         self._training: bool | None = None

@@ -17,25 +17,26 @@ from torch.distributed._composable.fsdp import fully_shard
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 
-import coordcheck  #+
+import coordcheck  # +
 
 BASE_WIDTH, VOCABULARY, BATCH, LENGTH, HEAD = 64, 256, 8, 64, 16
 
 
 class Attention(nn.Module):
-    """x: (B, L, D). Heads of one size, whose number grows with width."""
+    """Heads of one size, whose number grows with width."""
 
     def __init__(self, width: int):
         super().__init__()
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of (B, L, D)."""
         q, k, v = (part(x).unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in (self.q, self.k, self.v))
         return self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """x: (B, L, D)."""
+    """Attention, then a feed-forward layer, each behind a norm."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -43,12 +44,13 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of (B, L, D)."""
         x = x + self.attn(self.norm_1(x))
         return x + self.down(F.silu(self.up(self.norm_2(x))))
 
 
 class Transformer(nn.Module):
-    """tokens (B, L) -> logits (B, L, V)."""
+    """A causal language model."""
 
     def __init__(self, width: int, depth: int = 2):
         super().__init__()
@@ -59,6 +61,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, VOCABULARY, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Returns logits, (B, L, V), of tokens (B, L)."""
         x = self.embedding(tokens)
         for block in self.blocks.values():
             x = block(x)
@@ -100,17 +103,17 @@ def train(width: int, seed: int, options: argparse.Namespace) -> None:
     optimizer = optimizer_of(model, 1e-3, options.standard)
     text = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
     mine = text.chunk(dist.get_world_size())[dist.get_rank()].to(device)
-    roles = coordcheck.roles(build)  #+
-    kinds = ["activation", "delta", "effective_update"]  #+
-    with coordcheck.Recorder(model, width=width, seed=seed, kinds=kinds, roles=roles) as recorder:  #+
+    roles = coordcheck.roles(build)  # +
+    kinds = ["activation", "delta", "effective_update"]  # +
+    with coordcheck.Recorder(model, width=width, seed=seed, kinds=kinds, roles=roles) as recorder:  # +
         for _ in range(options.steps):
             loss = F.cross_entropy(model(mine[:, :-1]).flatten(0, 1), mine[:, 1:].flatten())
-            recorder.record_loss(loss.detach())  #+
+            recorder.record_loss(loss.detach())  # +
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            recorder.step()  #+
-    recorder.save(options.directory)  #+
+            recorder.step()  # +
+    recorder.save(options.directory)  # +
 
 
 def main() -> None:
@@ -122,6 +125,8 @@ def main() -> None:
     parser.add_argument("--standard", action="store_true", help="one rate for all, a fault that the report finds")
     parser.add_argument("--directory", default="checks/fsdp2")
     options = parser.parse_args()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     for width in options.widths:
         for seed in range(options.seeds):

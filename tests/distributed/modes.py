@@ -3,6 +3,7 @@
 Each mode returns what a rank recorded, merged; the ranks' processes run it, so it is a top-level function.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -415,3 +416,39 @@ def mixture(ranks: int) -> pd.DataFrame:
             optimizer.zero_grad()
             recorder.step()
     return recorder.records() if ranks == 1 else merged(recorder)
+
+
+def without_roles() -> list[str]:
+    """What is said of a model that was sharded before anybody asked for its roles."""
+    model = build()
+    shard(model, init_device_mesh("cpu", (dist.get_world_size(),)), per_layer=False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Recorder(model, width=WIDTH)
+    return [str(warning.message) for warning in seen]
+
+
+def inside_of_fsdp1() -> str:
+    inside = build()
+    _ = shard_flat(inside)
+    blocks: Any = inside.head
+    try:
+        Recorder(blocks, width=WIDTH, roles={}).__enter__()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def saved(directory: str) -> pd.DataFrame:
+    """What each rank saves; the frame that they gather."""
+    recorder = train(DistributedDataParallel(build()), share())
+    recorder.save(directory)
+    return merged(recorder)
+
+
+def of_groups() -> tuple[int, int]:
+    """How many entries there are of one module, by all ranks and by one that trained alone."""
+    recorder = train(build(), share())
+    alone = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]
+    frames = (merged(recorder), recorder.records(group=alone))
+    return tuple(int(frame.query("module == 'wte' and step == 0")["count"].iloc[0]) for frame in frames)  # type: ignore[return-value]

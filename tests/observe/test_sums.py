@@ -103,7 +103,13 @@ def test_the_largest_entry_of_an_early_piece_is_kept():
 
 @pytest.mark.parametrize(
     ("shape", "kept"),
-    [((8, 64, 3), (8, 16, 3)), ((1, 1024, 3), (1, 64, 3)), ((8, 31, 3), (8, 31, 3)), ((512, 3), (512, 3)), ((9,), (9,))],
+    [
+        ((8, 64, 3), (8, 16, 3)),
+        ((1, 1024, 3), (1, 64, 3)),
+        ((8, 31, 3), (8, 31, 3)),
+        ((512, 3), (512, 3)),
+        ((9,), (9,)),
+    ],
 )
 def test_some_positions_of_long_sequences_and_all_of_short_ones(shape, kept):
     assert thinned(torch.zeros(shape)).shape == kept
