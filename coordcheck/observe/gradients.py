@@ -15,7 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from coordcheck.observe.modules import named_parameters
 from coordcheck.observe.parallel import flat_parameters, is_fsdp1, is_fsdp2
 from coordcheck.observe.pipeline import Pipeline
-from coordcheck.observe.ranks import local
+from coordcheck.observe.ranks import is_distributed, local, rank_of
+from coordcheck.records.schema import RANKS
 
 Listener = Callable[[Any], None]
 _lock = Lock()
@@ -112,19 +113,23 @@ class ParameterGradients:
             yield self._parameters[parameter], local(parameter.grad).to_dense()
 
 
-def divisor(model: nn.Module) -> float:
+def divisor(model: nn.Module, gradients: bool) -> float:
     """What parameters' gradients are divided by when ranks add them up, and outputs' must be likewise.
 
+    Args:
+        model: Also one that is wrapped.
+        gradients: Whether they are recorded.
+
     Raises:
-        ValueError: if that differs within the model.
+        ValueError: if they are, and the factor differs within the model.
     """
     found = {factor for module in model.modules() for factor in _divisors(module)}
-    if len(found) > 1:
+    if len(found) > 1 and gradients:
         raise ValueError(
             f"kind 'gradient' needs one factor for the outputs of a whole model, and its parts divide the gradients "
             f"of their parameters by {sorted(found)}. For example kinds=['activation', 'effective_update']."
         )
-    own = found.pop() if found else 1.0
+    own = found.pop() if len(found) == 1 else 1.0
     return own * model.divisor if isinstance(model, Pipeline) else own
 
 
@@ -132,6 +137,25 @@ def running_divisor(own: float) -> float:
     """The same during a forward pass, where DDP may wrap a model without its knowledge; `own` is what it knows of."""
     ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
     return own if ddp is None else float(ddp.process_group.size())
+
+
+def classes_of(module: nn.Module, output: Tensor, whole_on: float) -> int | None:
+    """How many classes a readout tells apart, however its outputs are split over ranks.
+
+    Args:
+        module: The readout.
+        output: Its output here.
+        whole_on: How many ranks are known to hold the output whole, of their own part of the batch.
+
+    Returns:
+        None where ranks may have split the classes by hand, which nobody can see.
+    """
+    if is_distributed(output):
+        return output.shape[-1]
+    weight = module._parameters.get("weight")
+    if weight is not None and is_distributed(weight) and isinstance(module, nn.Linear):
+        return weight.shape[0]
+    return output.shape[-1] if rank_of().get(RANKS, 1) in (1, whole_on) else None
 
 
 def _divisors(module: nn.Module) -> Iterator[float]:

@@ -22,7 +22,7 @@ from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
 from coordcheck.observe.effective_update import StartingPoint, updated_parameters
 from coordcheck.observe.frame import Entry, frame_of
-from coordcheck.observe.gradients import ParameterGradients, divisor, listen, running_divisor
+from coordcheck.observe.gradients import ParameterGradients, classes_of, divisor, listen, running_divisor
 from coordcheck.observe.latest import Latest
 from coordcheck.observe.modules import named_modules, select_modules, tensors
 from coordcheck.observe.parallel import check_parallel, flattened, warn_of_lost_roles
@@ -130,7 +130,7 @@ class Recorder:
         self._recording = self._ran = False
         self._with_gradients = True
         self._training: bool | None = None
-        self._divisor = self._own_divisor = 1.0
+        self._divisor = self._own_divisor = self._whole_on = 1.0
         self._begins = model.begins() if isinstance(model, Pipeline) else {}
         self._outside = isinstance(model, Pipeline)
         self._flattened: dict[nn.Module, list[str]] = {}
@@ -142,7 +142,7 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         check_parallel(self.model)
         gradients = "gradient" in self.kinds
-        self._own_divisor = divisor(self.model) if gradients else 1.0
+        self._own_divisor = divisor(self.model, gradients)
         self._flattened = flattened(self.model)
         # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
         self._observer = AttentionObserver(self._record_attention)
@@ -262,7 +262,7 @@ class Recorder:
             One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS`: l1 the
             mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
             the number of non-finite entries among count. ``attrs["classes"]`` is the last dimension of what the last
-            readout gave.
+            readout gave, unless ranks may have split it by hand.
 
         Raises:
             ValueError: if this rank is not in `group`.
@@ -355,7 +355,9 @@ class Recorder:
         self._recording = self._recording and self.model.training == self._training
         if self._recording:
             self._ran = True
-            self._divisor = running_divisor(self._own_divisor)
+            self._divisor = self._whole_on = running_divisor(self._own_divisor)
+            if isinstance(self.model, Pipeline):
+                self._whole_on *= (self.model.last + 1) / self.model.divisor
             assert self._observer is not None
             self._observer.__enter__()  # type: ignore[no-untyped-call]
 
@@ -372,15 +374,15 @@ class Recorder:
         for part, tensor in parts:
             # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
             if tensor.requires_grad or not trained:
-                self._record(name, part, tensor)
+                self._record(name, part, tensor, module)
         if self._calls[name] == 1:
             # each parameter has its place behind its module
             for parameter in (*module._parameters, *self._flattened.get(module, ())):
                 self._place(name, f"{name}.{parameter}".removeprefix("."))
 
-    def _record(self, name: str, part: str, output: Tensor) -> None:
+    def _record(self, name: str, part: str, output: Tensor, module: nn.Module) -> None:
         if self.roles[name] == "readout":
-            self._classes = output.shape[-1]
+            self._classes = classes_of(module, output, self._whole_on)
         here = local(output)
         if "activation" in self.kinds and here.numel():
             size = self._latest.of(output, "activation", lambda: sums(here))

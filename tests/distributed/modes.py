@@ -67,9 +67,20 @@ class GPT(nn.Module):
         return self.head(self.norm(x)) if self.head is not None else x
 
 
-def build() -> GPT:
+class Twice(Block):
+    """One layer runs twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x + self.fc(x)[..., :WIDTH]
+
+
+def build(twice: bool = False) -> GPT:
     torch.manual_seed(0)
-    return GPT()
+    model: Any = GPT()
+    for block in model.blocks.values() if twice else ():
+        block.__class__ = Twice
+    return model
 
 
 def roles() -> dict[str, str]:
@@ -134,8 +145,8 @@ def merged(recorder: Recorder) -> pd.DataFrame:
     return recorder.records(group=dist.group.WORLD)
 
 
-def one_process(length: int = LENGTH) -> pd.DataFrame:
-    return train(build(), batch(length)).records()
+def one_process(length: int = LENGTH, twice: bool = False) -> pd.DataFrame:
+    return train(build(twice), batch(length)).records()
 
 
 def ddp() -> pd.DataFrame:
@@ -152,8 +163,8 @@ def ddp_of_which_the_recorder_has_the_inside() -> pd.DataFrame:
     return merged(train(DistributedDataParallel(inside), share(), recorded=inside))
 
 
-def fsdp1(use_orig_params: bool) -> pd.DataFrame:
-    return merged(train(shard_flat(build(), use_orig_params), share()))
+def fsdp1(use_orig_params: bool, twice: bool = False) -> pd.DataFrame:
+    return merged(train(shard_flat(build(twice), use_orig_params), share()))
 
 
 def shard_flat(model: nn.Module, use_orig_params: bool = True) -> nn.Module:
@@ -161,7 +172,7 @@ def shard_flat(model: nn.Module, use_orig_params: bool = True) -> nn.Module:
     from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
     options: dict[str, Any] = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
-    return FullyShardedDataParallel(model, auto_wrap_policy=ModuleWrapPolicy({Block}), **options)
+    return FullyShardedDataParallel(model, auto_wrap_policy=ModuleWrapPolicy({Block, Twice}), **options)
 
 
 def fsdp2(per_layer: bool, wrapped: bool = False, dimensions: int = 1) -> pd.DataFrame:

@@ -29,6 +29,10 @@ def test_fsdp1(two, alone, use_orig_params):
     assert differences(two(modes.fsdp1, use_orig_params)[0], alone) == []
 
 
+def test_fsdp1_of_a_layer_that_runs_twice(two):
+    assert differences(two(modes.fsdp1, False, True)[0], two(modes.one_process, modes.LENGTH, True)[0]) == []
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_fsdp2(two, alone, per_layer):
     assert differences(two(modes.fsdp2, per_layer)[0], alone) == []
@@ -36,3 +40,7 @@ def test_fsdp2(two, alone, per_layer):
 
 def test_fsdp2_with_checkpointed_and_compiled_blocks(two, alone):
     assert differences(two(modes.fsdp2, False, True)[0], alone) == []
+
+
+def test_classes_are_known_where_no_rank_may_have_split_them(two):
+    assert two(modes.ddp)[0].attrs["classes"] == two(modes.fsdp2, True)[0].attrs["classes"] == modes.VOCABULARY

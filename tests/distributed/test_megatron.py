@@ -35,3 +35,7 @@ def test_the_last_norm_hides_it_and_block_and_logits_show_it(slopes):
         assert abs(slopes[case]["blocks.1", 3]) < 0.15
         assert -0.6 < slopes[case]["head", 0] < -0.35
         assert slopes[case]["head", 3] < -0.1
+
+
+def test_how_many_classes_there_are_is_not_guessed_where_they_are_split_by_hand(two):
+    assert "classes" not in two(megatron.on_all, "untied")[0].attrs
