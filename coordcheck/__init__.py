@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from coordcheck.check import audit, coord_check
     from coordcheck.curing import Cure, cure
     from coordcheck.judge.finding import Finding
+    from coordcheck.observe.before_wrapping import roles
     from coordcheck.observe.recorder import Recorder
+    from coordcheck.records.merge import merge
     from coordcheck.result import Audit, CoordCheck
 
-__all__ = ["Audit", "CoordCheck", "Cure", "Finding", "Recorder", "audit", "coord_check", "cure"]
+__all__ = ["Audit", "CoordCheck", "Cure", "Finding", "Recorder", "audit", "coord_check", "cure", "merge", "roles"]
 __version__ = version("coordcheck")
 
 _HOMES = {
@@ -23,6 +25,8 @@ _HOMES = {
     "audit": "coordcheck.check",
     "coord_check": "coordcheck.check",
     "cure": "coordcheck.curing",
+    "merge": "coordcheck.records.merge",
+    "roles": "coordcheck.observe.before_wrapping",
 }
 
 

@@ -44,6 +44,25 @@ def gate():
     return default_gate()
 
 
+@pytest.fixture(scope="session")
+def two():
+    """Two processes that talk to each other, for the tests in `distributed`."""
+    yield from _ranks(2)
+
+
+@pytest.fixture(scope="session")
+def four():
+    yield from _ranks(4)
+
+
+def _ranks(size):
+    from harness import Ranks
+
+    ranks = Ranks(size)
+    yield ranks
+    ranks.stop()
+
+
 def tiny_config(*overrides: str) -> CheckConfig:
     return load([*TINY, *overrides])
 

@@ -7,13 +7,14 @@ Some positions and output features stand for all: the mean over thousands of ent
 second model's memory nor another forward pass has to be paid.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import mup
 import torch
 from torch import Tensor, nn
 
+from coordcheck.observe.ranks import selected, splits_evenly
 from coordcheck.observe.sums import at_least_float32, thinned, without_autocast
 
 FEATURES = 64  # of the output
@@ -27,20 +28,31 @@ FEATURE_DIMENSION: dict[Callable[..., Any], int] = {
 }
 
 
-def updated_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+def updated_parameters(module: nn.Module, flattened: Collection[str] = ()) -> dict[str, Tensor]:
     """What a layer multiplies its input by or adds to it, by name, if training moves it.
+
+    Args:
+        module: Any.
+        flattened: Names of parameters that FSDP1 took away and gives back, as tensors, for each forward pass.
 
     Returns:
         Weight and bias of ``nn.Linear``, ``nn.Embedding``, their subclasses and Hugging Face's Conv1D; nothing for any
         other module, a frozen one, or one whose weight another module computes.
     """
-    weight = module._parameters.get("weight")
+    parameters = _parameters(module, flattened)
+    weight = parameters.get("weight")
     if weight is None or not weight.requires_grad:
         return {}
     conv1d = weight.dim() == 2 and getattr(module, "nf", None) == weight.shape[1]
     if not conv1d and not isinstance(module, nn.Linear | nn.Embedding):
         return {}
-    return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    return parameters
+
+
+def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """A module's parameters as its forward pass finds them; FSDP1 puts whole ones in front of torch's own."""
+    found = {**module._parameters, **{name: vars(module).get(name, module._parameters.get(name)) for name in names}}
+    return {name: parameter for name, parameter in found.items() if parameter is not None}
 
 
 class StartingPoint:
@@ -49,15 +61,16 @@ class StartingPoint:
     Args:
         module: A layer that is affine in its parameters.
         parameters: Those of :func:`updated_parameters`. A copy is kept of what makes 64 of the output's features, or
-            all of them where a subclass has a forward of its own.
+            all of them where a subclass has a forward of its own, or ranks split them unevenly.
     """
 
-    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]):
         weight = parameters["weight"]
         self.dimension = FEATURE_DIMENSION.get(type(module).forward)
         self.chosen: Tensor | None = None
         if self.dimension is not None and weight.shape[self.dimension] >= 2 * FEATURES:
-            self.chosen = some_features(weight.shape[self.dimension], weight.device)
+            chosen = some_features(weight.shape[self.dimension], weight.device)
+            self.chosen = chosen if splits_evenly(weight, self.dimension, FEATURES) else None
         self.before = {name: self._chosen(p).clone() for name, p in parameters.items()}
 
     @torch.no_grad()
@@ -75,30 +88,32 @@ class StartingPoint:
                 :func:`coordcheck.observe.sums.thinned`; an embedding, which costs little, looks up all.
             kwargs: Likewise.
         """
-        change = {name: self._change(module._parameters[name], before) for name, before in self.before.items()}
+        now = _parameters(module, self.before)
+        change = {name: self._change(now[name], before) for name, before in self.before.items()}
         dtype = change["weight"].dtype
         if not isinstance(module, nn.Embedding):
             args = tuple(_some_positions(value, dtype) for value in args)
             kwargs = {name: _some_positions(value, dtype) for name, value in kwargs.items()}
-        parameters = module._parameters
+        parameters, whole = module._parameters, {n: vars(module).pop(n) for n in change if n in vars(module)}
         module._parameters = {**parameters, **change}  # type: ignore[dict-item]
         try:
             with without_autocast(change["weight"].device):
                 return module.forward(*args, **kwargs)  # not the call, which would run everybody's hooks
         finally:
             module._parameters = parameters
+            vars(module).update(whole)
 
-    def _change(self, parameter: Tensor | None, before: Tensor) -> Tensor:
-        assert parameter is not None
+    def _change(self, parameter: Tensor, before: Tensor) -> Tensor:
         change = at_least_float32(self._chosen(parameter)) - at_least_float32(before)
-        change.__dict__.update(vars(parameter))  # mup keeps a weight's infshape there, and its readout asks for it
+        if hasattr(parameter, "infshape"):  # mup's readout asks its weight for it
+            change.infshape = parameter.infshape  # type: ignore[attr-defined]
         return change
 
     def _chosen(self, parameter: Tensor) -> Tensor:
         if self.chosen is None:
             return parameter.detach()
         # a bias has features alone
-        return parameter.detach().index_select((self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
+        return selected(parameter.detach(), (self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
 
 
 def some_features(count: int, device: torch.device) -> Tensor:

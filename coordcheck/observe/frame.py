@@ -11,7 +11,10 @@ from coordcheck.records.schema import RECORD_COLUMNS, ROOT
 
 
 class Entry(NamedTuple):
-    """Sums of one tensor, maybe still on its device; ``module`` as torch names it, ``part`` of its output."""
+    """Sums of one tensor, maybe still on its device; ``module`` as torch names it, ``part`` of its output.
+
+    What was summed is ``divisor`` times as large as what is meant.
+    """
 
     step: int
     module: str
@@ -20,6 +23,7 @@ class Entry(NamedTuple):
     kind: str
     entries: int
     sums: Sums | Norms
+    divisor: float = 1.0
 
     @property
     def label(self) -> str:
@@ -35,12 +39,12 @@ class _Row:
         self.count = 0
         self.total = self.squares = self.largest = self.nonfinite = 0.0
 
-    def add(self, count: int, of_call: Sums) -> None:
+    def add(self, count: int, of_call: Sums, divisor: float) -> None:
         self.count += count
-        self.total += of_call.total
-        self.squares += of_call.squares
-        if not (math.isnan(self.largest) or of_call.largest <= self.largest):
-            self.largest = of_call.largest
+        self.total += of_call.total / divisor
+        self.squares += of_call.squares / divisor**2
+        if not (math.isnan(self.largest) or of_call.largest / divisor <= self.largest):
+            self.largest = of_call.largest / divisor
         self.nonfinite += of_call.nonfinite
 
     def statistics(self) -> tuple[float, float, float, int, int]:
@@ -69,7 +73,8 @@ def frame_of(
     for entry, of_call in zip(entries, moved([entry.sums for entry in entries]), strict=True):
         places.setdefault(entry.label, len(places))
         if not left_out(entry):
-            rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role)).add(entry.entries, of_call)
+            row = rows.setdefault((entry.step, entry.label, entry.kind), _Row(entry.role))
+            row.add(entry.entries, of_call, entry.divisor)
     records = [
         (width, seed, step, module, places[module], row.role, kind, *row.statistics())
         for (step, module, kind), row in rows.items()

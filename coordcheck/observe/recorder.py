@@ -5,10 +5,8 @@ GPU. What the sizes should be, and how they scale, is for the modules that read 
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,32 +22,16 @@ from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
 from coordcheck.observe.effective_update import StartingPoint, updated_parameters
 from coordcheck.observe.frame import Entry, frame_of
+from coordcheck.observe.gradients import ParameterGradients, classes_of, divisor, listen, running_divisor
+from coordcheck.observe.latest import Latest
+from coordcheck.observe.modules import named_modules, select_modules, tensors
+from coordcheck.observe.parallel import check_parallel, flattened, warn_of_lost_roles
+from coordcheck.observe.pipeline import Pipeline, is_schedule
+from coordcheck.observe.ranks import gathered, local, place, rank_of
 from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
 from coordcheck.records.merge import save_run
-from coordcheck.records.schema import CLASSES, LOSS, ROOT
-
-
-class _Latest:
-    """What was computed of the latest tensor: a container mostly hands on the output of its last child."""
-
-    def __init__(self) -> None:
-        self._tensor: Tensor | None = None
-        self._version = 0
-        self._results: dict[Hashable, Any] = {}
-
-    def of(self, tensor: Tensor, what: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, which depends on `what` and on the entries of `tensor` alone."""
-        version = -1 if tensor.is_inference() else tensor._version
-        if tensor is not self._tensor or version != self._version or version < 0:
-            self._tensor, self._version, self._results = tensor, version, {}
-        if what not in self._results:
-            self._results[what] = compute()
-        return self._results[what]
-
-    def forget(self) -> None:
-        """Lets the tensor go, whose graph would keep memory."""
-        self._tensor, self._results = None, {}
+from coordcheck.records.schema import CLASSES, LOSS, LOSS_MODULE, ROOT, VARYING
 
 
 class Recorder:
@@ -58,9 +40,14 @@ class Recorder:
     Forward passes count that are like the first with gradients enabled or disabled as where the recorder was entered:
     in train or in eval mode as that one, so that an evaluation between two steps of training is left out.
 
+    On several ranks every one has a recorder, which sums what its rank holds; the records of all are merged by
+    ``records(group)``, or by ``coordcheck-report`` from what each saved.
+
     Args:
         model: Hooks are on its modules while the recorder is entered. What is compiled runs as it was written
-            meanwhile, see :mod:`coordcheck.observe.eager`.
+            meanwhile, see :mod:`coordcheck.observe.eager`. What DDP, FSDP, activation checkpointing and torch.compile
+            wrap has the names that it has without them. Of a pipeline its schedule, on every rank: modules are named as
+            in their stage or, where two stages have the same names, with the stage, as in "stages.0.fc".
         width: d_model, for the records.
         seed: For the records.
         kinds: "activation"; "delta" against step 0, which needs the same batch at every step (modules whose output
@@ -70,16 +57,20 @@ class Recorder:
             :mod:`coordcheck.observe.effective_update`; "gradient" of the loss, by outputs under the module's name and
             by parameters under theirs. Deltas keep a copy of what they need of the outputs of step 0, effective updates
             one of some rows of the weights. Gradients are those of whatever ``backward`` was called on: of micro-
-            batches, those by outputs are pooled and those by parameters are what they add up to, before any clipping.
-            Outputs have none inside a reentrant checkpoint, nor where the model then changes them in place.
+            batches, those by outputs are pooled, divided by what DDP, FSDP or a pipeline divide those of parameters by.
+            Those by parameters are what the optimizer is about to use, after any clipping; in a loop without an
+            optimizer of ``torch.optim`` what :meth:`step` finds. Outputs have none inside a reentrant checkpoint, nor
+            where the model then changes them in place.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
-        roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
+        roles: Role of each parameter by name, see :func:`coordcheck.roles`; by default from the ``infshape`` that mup
+            attached, which neither FSDP nor tensor parallelism leaves there.
 
     Attributes:
         recomputes: Whether a backward pass repeated forward passes, as activation checkpointing does.
 
     Raises:
-        ValueError: if a kind is unknown or a pattern of `modules` matches no module.
+        ValueError: if a kind is unknown, a pattern of `modules` matches no module or, when it is entered, if something
+            distributes the model that cannot be recorded.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
@@ -93,7 +84,7 @@ class Recorder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         width: int,
         seed: int = 0,
@@ -101,20 +92,26 @@ class Recorder:
         modules: Sequence[str] | None = None,
         roles: Mapping[str, str] | None = None,
     ):
+        if is_schedule(model):
+            model = Pipeline(model)
         if not isinstance(model, nn.Module):
             raise ValueError(
-                f"`model` is a torch.nn.Module; got {type(model).__name__}. For example Recorder(model, width=512)."
+                f"`model` is a torch.nn.Module; got {type(model).__name__}. For example Recorder(model, width=512), or "
+                f"Recorder(schedule, width=512) of a pipeline."
             )
         check_eager(model, "`model` is")
-        self.model = model
+        self.model: nn.Module = model
         self.width = whole("width", width, 512, at_most=WIDEST)
         self.seed = whole("seed", seed, 0, at_least=0, at_most=LARGEST)
         self.kinds = tuple(check_kinds(kinds))
         modules = check_modules(modules)
-        self._parameter_roles = roles = attached_roles(model) if roles is None else check_roles(roles)
-        self.names = select_modules(model, modules)
+        named = self._named()
+        self._parameter_roles = roles = attached_roles(named) if roles is None else check_roles(roles)
+        if not roles:
+            warn_of_lost_roles(model)
+        self.names = select_modules([*named], modules)
         self.roles = {name: roles.get(f"{name}.weight".removeprefix(".")) for name in self.names}
-        self._trained = {n for n, m in model.named_modules() if any(p.requires_grad for p in m.parameters())}
+        self._trained = {n for n, m in named.items() if any(p.requires_grad for p in m.parameters())}
         self.current_step = 0
         self.recomputes = False
         self._entries: list[Entry] = []
@@ -129,30 +126,39 @@ class Recorder:
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
-        self._latest, self._latest_gradient = _Latest(), _Latest()
+        self._latest, self._latest_gradient = Latest(), Latest()
         self._recording = self._ran = False
         self._with_gradients = True
         self._training: bool | None = None
-        self._eager: AbstractContextManager[None] | None = None
+        self._divisor = self._own_divisor = self._whole_on = 1.0
+        self._begins = model.begins() if isinstance(model, Pipeline) else {}
+        self._outside = isinstance(model, Pipeline)
+        self._flattened: dict[nn.Module, list[str]] = {}
+        self._gradients: ParameterGradients | None = None
+        self._between = ExitStack()  # what ends where the recorder is left
         self._handles: list[RemovableHandle] = []
         self._observer: AttentionObserver | None = None
 
     def __enter__(self) -> "Recorder":
+        check_parallel(self.model)
+        gradients = "gradient" in self.kinds
+        self._own_divisor = divisor(self.model, gradients)
+        self._flattened = flattened(self.model)
         # made here and dropped in __exit__: it refers to the recorder, and a cycle would keep the model's memory
         self._observer = AttentionObserver(self._record_attention)
         self._with_gradients = torch.is_grad_enabled()
-        self._eager = eager()
-        self._eager.__enter__()
-        for name, module in self.model.named_modules():
+        self._between.enter_context(eager())
+        if isinstance(self.model, Pipeline):
+            self._between.enter_context(self.model.running(self._in_a_chunk))
+        for name, module in self._named().items():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
-            self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
-        if "gradient" in self.kinds:
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad and name.rpartition(".")[0] in self.roles:
-                    hook = self._record_parameter_gradient(name)
-                    self._handles.append(
-                        parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-                    )
+            if "effective_update" in self.kinds and name in self.roles:
+                # first of all, for FSDP2 takes the weights away when the forward pass ends
+                updating = self._updating(name)
+                self._handles.append(module.register_forward_hook(updating, with_kwargs=True, prepend=True))
+            self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+        if gradients:
+            self._between.callback(listen(self._record_parameter_gradients))
         return self
 
     def __exit__(
@@ -163,6 +169,8 @@ class Recorder:
         self._handles.clear()
         self._first.clear()
         self._start.clear()
+        self._flattened.clear()
+        self._gradients = None
         self._latest.forget()
         self._latest_gradient.forget()
         if self._stack and self._recording:
@@ -171,8 +179,7 @@ class Recorder:
             self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._stack.clear()
         self._observer = None
-        assert self._eager is not None
-        self._eager.__exit__(None, None, None)
+        self._between.close()
 
     def step(self) -> None:
         """Says that an optimizer update is done: the next forward pass belongs to the next step.
@@ -191,6 +198,9 @@ class Recorder:
             )
         self._ran = False
         self._latest_gradient.forget()
+        if "gradient" in self.kinds and self._gradients is None:
+            self._record_parameter_gradients()
+        self._gradients = None
         if self._calls_at_first is None:
             self._calls_at_first = self._calls
         else:
@@ -230,22 +240,32 @@ class Recorder:
                 f"a loss is a tensor with one entry; got {shown(loss)}. "
                 f"For example recorder.record_loss(loss.detach())."
             )
+        if isinstance(self.model, Pipeline) and not self._ran:
+            return  # of the garbage that a schedule computes to learn shapes
         if "activation" in self.kinds:
-            self._add("(loss)", "", LOSS, "activation", 1, sums(loss.reshape(1)))
+            self._add(LOSS_MODULE, "", LOSS, "activation", 1, sums(loss.reshape(1)))
 
     def never_ran(self) -> list[str]:
         """The modules to record that no forward pass of step 0 called, as none calls an ``nn.ModuleList`` itself."""
         calls = self._calls if self._calls_at_first is None else self._calls_at_first
         return [name or ROOT for name in self.names if not calls.get(name)]
 
-    def records(self) -> pd.DataFrame:
+    def records(self, group: Any = None) -> pd.DataFrame:
         """What was recorded, with one transfer from the device.
+
+        Args:
+            group: A ``torch.distributed`` process group, the ranks that trained the model together, for instance
+                ``torch.distributed.group.WORLD``: their records as one frame, the same on each. All of them have to
+                call it. None for what this rank holds.
 
         Returns:
             One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS`: l1 the
             mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
             the number of non-finite entries among count. ``attrs["classes"]`` is the last dimension of what the last
-            readout gave.
+            readout gave, unless ranks may have split it by hand.
+
+        Raises:
+            ValueError: if this rank is not in `group`.
         """
         varying = self._varying | self._mismatched.keys()
         entries = [*self._entries, *self._parameter_gradients.values()]
@@ -258,23 +278,35 @@ class Recorder:
         )
         if self._classes is not None:
             frame.attrs[CLASSES] = self._classes
-        return frame
+        if varying:
+            frame.attrs[VARYING] = sorted(name or ROOT for name in varying)
+        return frame if group is None else gathered(frame, group)
 
-    def save(self, directory: str | Path) -> Path:
+    def save(self, directory: str | Path, group: Any = None) -> Path:
         """Writes the records where ``coordcheck-report`` and :meth:`coordcheck.CoordCheck.load` find them.
 
-        Runs of other widths and seeds, also of other processes, go to the same directory.
+        Runs of other widths and seeds, also of other processes, go to the same directory. On several ranks each of them
+        saves its own records, which are merged where they are read.
 
         Args:
-            directory: Made if need be.
+            directory: Made if need be; the same on every rank.
+            group: The process group whose ranks trained the model together, if they are not all.
 
         Returns:
-            The file, named after width and seed.
+            The file, named after width and seed, and after the rank where there are several.
 
         Raises:
             ValueError: if nothing was recorded, or the directory cannot be written.
         """
-        return save_run(self.records(), directory)
+        records = self.records()
+        records.attrs |= rank_of(group)
+        return save_run(records, directory)
+
+    def _named(self) -> dict[str, nn.Module]:
+        """The modules by the names that records have."""
+        if isinstance(self.model, Pipeline):
+            return dict(self.model.named())
+        return dict(named_modules(self.model))
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, inputs: Any) -> None:
@@ -287,10 +319,10 @@ class Recorder:
 
         return hook
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
-        recorded, updates = name in self.roles, "effective_update" in self.kinds
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        recorded = name in self.roles
 
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             if _in_backward():
                 return
             self._stack.pop()
@@ -298,22 +330,34 @@ class Recorder:
                 if self._recording and recorded:
                     with torch._C.DisableTorchFunction():  # which the observer would see at a price
                         self._record_outputs(name, module, output)
-                    if updates and output is not None:  # None after an error
-                        self._record_effective_update(name, module, args, kwargs)
             finally:
                 if not self._stack:
                     self._end_pass()
 
         return hook
 
+    def _updating(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._recording and self._stack and not _in_backward():
+                self._record_effective_update(name, module, args, kwargs)
+
+        return hook
+
+    def _in_a_chunk(self, inside: bool) -> None:
+        """Lets a pipeline's micro-batches be recorded, and nothing else that its schedule runs."""
+        self._outside = not inside
+
     def _begin_pass(self) -> None:
         """Decides whether the forward pass that begins is one of training, not an evaluation between two of them."""
-        self._recording = torch.is_grad_enabled() == self._with_gradients
+        self._recording = torch.is_grad_enabled() == self._with_gradients and not self._outside
         if self._recording and self._training is None:
             self._training = self.model.training
         self._recording = self._recording and self.model.training == self._training
         if self._recording:
             self._ran = True
+            self._divisor = self._whole_on = running_divisor(self._own_divisor)
+            if isinstance(self.model, Pipeline):
+                self._whole_on *= (self.model.last + 1) / self.model.divisor
             assert self._observer is not None
             self._observer.__enter__()  # type: ignore[no-untyped-call]
 
@@ -325,124 +369,103 @@ class Recorder:
 
     def _record_outputs(self, name: str, module: nn.Module, output: Any) -> None:
         self._calls[name] = self._calls.get(name, 0) + 1
-        tensors = [*_tensors(output)]
-        trained = any(tensor.requires_grad for _, tensor in tensors)
-        for part, tensor in tensors:
+        parts = [*tensors(output)]
+        trained = any(tensor.requires_grad for _, tensor in parts)
+        for part, tensor in parts:
             # a constant beside what is trained, as T5's cross-attention returns a position bias of zeros
             if tensor.requires_grad or not trained:
-                self._record(name, part, tensor)
+                self._record(name, part, tensor, module)
         if self._calls[name] == 1:
             # each parameter has its place behind its module
-            for parameter in module._parameters:
-                self._order.setdefault(f"{name}.{parameter}".removeprefix("."), len(self._order))
+            for parameter in (*module._parameters, *self._flattened.get(module, ())):
+                self._place(name, f"{name}.{parameter}".removeprefix("."))
 
-    def _record(self, name: str, part: str, output: Tensor) -> None:
+    def _record(self, name: str, part: str, output: Tensor, module: nn.Module) -> None:
         if self.roles[name] == "readout":
-            self._classes = output.shape[-1]
-        if "activation" in self.kinds:
-            size = self._latest.of(output, "activation", lambda: sums(output))
-            self._add(name, part, self.roles[name], "activation", output.numel(), size)
+            self._classes = classes_of(module, output, self._whole_on)
+        here = local(output)
+        if "activation" in self.kinds and here.numel():
+            size = self._latest.of(output, "activation", lambda: sums(here))
+            self._add(name, part, self.roles[name], "activation", here.numel(), size)
         if "gradient" in self.kinds and output.requires_grad:
             # a place in forward order, for gradients arrive in the reverse
-            self._order.setdefault((name or ROOT) + part, len(self._order))
-            output.register_hook(self._record_gradient(name, part))  # type: ignore[no-untyped-call]
+            self._place(name, (name or ROOT) + part)
+            output.register_hook(self._record_gradient(name, part, self._divisor))  # type: ignore[no-untyped-call]
         # what nothing trainable reaches, a mask or a frozen embedding, owes no change; without gradients nobody knows
         untrainable = name not in self._trained and torch.is_grad_enabled() and not output.requires_grad
-        if "delta" not in self.kinds or untrainable:
-            return
-        some = thinned(output)
+        if "delta" in self.kinds and not untrainable and here.numel():
+            self._record_delta(name, part, output, here)
+
+    def _record_delta(self, name: str, part: str, output: Tensor, here: Tensor) -> None:
+        some = thinned(here, *place(output, -2)) if output.dim() > 1 else here
         if self.current_step == 0:
             # a copy: the model may go on to change the tensor in place
             copy = self._latest.of(output, "copy", lambda: some.detach().clone(memory_format=torch.contiguous_format))
-            self._first.setdefault((name, part), []).append((output.shape, copy))
+            self._first.setdefault((name, part), []).append((here.shape, copy))
             return
         first = self._first.get((name, part), [])
         call = self._calls[name] - 1
-        if call < len(first) and first[call][0] == output.shape:
+        if call < len(first) and first[call][0] == here.shape:
             self._compared = True
             before = first[call][1]
-            change = self._latest.of(output, id(before), lambda: sums(some, before))
-            self._add(name, part, self.roles[name], "delta", some.numel(), change)
+            if some.numel():
+                change = self._latest.of(output, id(before), lambda: sums(some, before))
+                self._add(name, part, self.roles[name], "delta", some.numel(), change)
         else:
             shapes = [tuple(shape) for shape, _ in first]
-            self._mismatched[name] = f"has shape {tuple(output.shape)} where step 0 had {shapes}"
+            self._mismatched[name] = f"has shape {tuple(here.shape)} where step 0 had {shapes}"
 
-    def _record_gradient(self, name: str, part: str) -> Callable[[Tensor], None]:
+    def _record_gradient(self, name: str, part: str, divisor: float) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            size = self._latest_gradient.of(gradient, "gradient", lambda: sums(gradient))
-            self._add(name, part, self.roles[name], "gradient", gradient.numel(), size)
+            here = local(gradient)
+            if here.numel():
+                size = self._latest_gradient.of(gradient, "gradient", lambda: sums(here))
+                self._add(name, part, self.roles[name], "gradient", here.numel(), size, divisor)
 
         return hook
 
-    def _record_parameter_gradient(self, name: str) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            gradient, role = parameter.grad.to_dense(), self._parameter_roles.get(name)
-            # in place of what an earlier micro-batch of this step left
-            entry = Entry(self.current_step, name, "", role, "gradient", gradient.numel(), sums(gradient))
-            self._parameter_gradients[self.current_step, name] = entry
-
-        return hook
+    def _record_parameter_gradients(self, optimizer: Any = None) -> None:
+        """Of what an optimizer is about to step, or of all parameters."""
+        named = self._named()
+        if self._gradients is None:
+            self._gradients = ParameterGradients(self.model, named)
+        gradients = self._gradients.all() if optimizer is None else self._gradients.stepped_by(optimizer)
+        for name, gradient in gradients:
+            if name.rpartition(".")[0] in self.roles and gradient.numel():
+                role = self._parameter_roles.get(name)
+                entry = Entry(self.current_step, name, "", role, "gradient", gradient.numel(), sums(gradient))
+                self._parameter_gradients[self.current_step, name] = entry
 
     def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.current_step == 0:
-            if name not in self._start and (parameters := updated_parameters(module)):
-                self._start[name] = StartingPoint(module, parameters)
+            if name not in self._start:
+                parameters = updated_parameters(module, self._flattened.get(module, ()))
+                if parameters:
+                    self._start[name] = StartingPoint(module, parameters)
         elif name in self._start:
-            for part, tensor in _tensors(self._start[name].effective_update(module, args, kwargs)):
+            for part, update in tensors(self._start[name].effective_update(module, args, kwargs)):
+                tensor = local(update)
                 self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
         name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
-            logits = attention_logits(query, key, scale)
+            logits = attention_logits(local(query), local(key), scale)
             if logits.numel():
                 self._add(name, "[attention_logits]", "attention_logits", "activation", logits.numel(), sums(logits))
 
-    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, of_call: Sums | Norms) -> None:
-        self._order.setdefault((name or ROOT) + part, len(self._order))
-        self._entries.append(Entry(self.current_step, name, part, role, kind, count, of_call))
+    def _add(
+        self, name: str, part: str, role: str | None, kind: str, count: int, of_call: Sums | Norms, divisor: float = 1.0
+    ) -> None:
+        self._place(name, (name or ROOT) + part)
+        self._entries.append(Entry(self.current_step, name, part, role, kind, count, of_call, divisor))
+
+    def _place(self, name: str, label: str) -> None:
+        """Gives a module's output or parameter its place in forward order, if it has none."""
+        if label not in self._order:
+            self._order[label] = self._begins.get(name, 0) + len(self._order)
 
 
 def _in_backward() -> bool:
     """Whether a backward pass is running: activation checkpointing then repeats forward passes already recorded."""
     return bool(torch._C._current_graph_task_id() != -1)
-
-
-def select_modules(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
-    """The names of the modules that `patterns` select, in the model's order; the model itself is "(model)".
-
-    Raises:
-        ValueError: if a pattern matches no module.
-    """
-    names = [name for name, _ in model.named_modules()]
-    if patterns is None:
-        return names
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matching = {name for name in names if fnmatchcase(name or ROOT, pattern)}
-        if not matching:
-            raise ValueError(
-                f"`modules` pattern {shown(pattern)} matches no module; the model has "
-                f"{', '.join(name or ROOT for name in names)}. For example modules=['*']."
-            )
-        chosen |= matching
-    return [name for name in names if name in chosen]
-
-
-def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every floating-point tensor in a module's output that has entries to average, with its "[i]" suffix."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point() and output.dim() > 0 and output.numel() > 0:
-            yield "", output
-        return
-    parts: Iterable[tuple[object, Any]] = ()
-    if isinstance(output, Mapping):
-        parts = output.items()
-    elif isinstance(output, list | tuple):
-        parts = enumerate(output)
-    elif is_dataclass(output):
-        parts = ((field.name, getattr(output, field.name)) for field in fields(output))
-    for key, value in parts:
-        for suffix, tensor in _tensors(value):
-            yield f"[{key}]{suffix}", tensor

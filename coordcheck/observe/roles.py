@@ -105,17 +105,29 @@ def roles(model: nn.Module, infshapes: Mapping[str, InfShape]) -> dict[str, str]
 
 def owner(model: nn.Module, name: str) -> nn.Module:
     """The module that a parameter belongs to; that of a parametrized weight's parts is the one that uses the weight."""
-    return model.get_submodule(re.sub(r"(^|\.)parametrizations\.\w+$", "", name.rpartition(".")[0]))
+    return model.get_submodule(user(name.rpartition(".")[0]))
 
 
-def attached_roles(model: nn.Module) -> dict[str, str]:
-    """Roles from the ``infshape`` that ``mup.set_base_shapes`` attached; none for a parameter without one."""
-    found = {
-        name: parameter.infshape
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if hasattr(parameter, "infshape")
-    }
-    return roles(model, found) if len(found) == len(shapes(model)) else {}
+def user(module: str) -> str:
+    """The name of the module that uses what `module` holds."""
+    return re.sub(r"(^|\.)parametrizations\.\w+$", "", module)
+
+
+def attached_roles(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Roles from the ``infshape`` that ``mup.set_base_shapes`` attached; none if a parameter has none.
+
+    Args:
+        modules: Of a model, by name.
+    """
+    found: dict[str, str] = {}
+    for prefix, module in modules.items():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if not hasattr(parameter, "infshape"):
+                return {}
+            found[f"{prefix}.{name}".removeprefix(".")] = parameter_role(modules[user(prefix)], parameter.infshape)
+    return found
 
 
 def check_eager(model: nn.Module, who: str) -> None:

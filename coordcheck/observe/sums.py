@@ -120,23 +120,26 @@ def _norms_on_device(x: Tensor, minus: Tensor | None) -> Norms:
     return Norms(total, length, largest, nonfinite)
 
 
-def thinned(x: Tensor) -> Tensor:
+def thinned(x: Tensor, length: int | None = None, begins: int = 0) -> Tensor:
     """Some positions of a sequence, evenly spaced, for a mean that does not need all of them.
 
-    Which ones depends on shapes that do not grow with width, so that they are the same at every width.
+    Which ones depends on the length of the sequence alone. So they are the same at every width, and the same whether a
+    batch is one tensor, micro-batches or spread over ranks.
 
     Args:
-        x: (..., L, D) or (D,). Of L at least 16 are kept; all, where that would leave fewer than 128 of all sequences.
-            Heads or channels between the first dimension and L, which may grow with width, do not count.
+        x: (B, ..., L, D). Of L at least 16 are kept, and at least 2 sqrt(L). Of (N, D), whose N is the batch or a part
+            of it, and of (D,) all are.
+        length: L on all ranks together, where the sequence is spread over them.
+        begins: The position of the first that is here.
 
     Returns:
-        A view, (..., L / k, D).
+        A view, (..., about L / k, D).
     """
-    if x.dim() < 2:
+    if x.dim() < 3:
         return x
-    rows = x.shape[-2] * (x.shape[0] if x.dim() > 2 else 1)
-    every = min(x.shape[-2] // POSITIONS, rows // (8 * POSITIONS))
-    return x[..., every // 2 :: every, :] if every > 1 else x
+    length = x.shape[-2] if length is None else length
+    every = min(length // POSITIONS, math.isqrt(length) // 2)
+    return x[..., (every // 2 - begins) % every :: every, :] if every > 1 else x
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from coordcheck.records.files import RECORDED, RECORDS, write_atomically
+from coordcheck.records.pool import pooled, rank_of_frame
 from coordcheck.records.read import read_parquet
 from coordcheck.records.schema import CLASSES, check_records
 
@@ -18,7 +19,7 @@ def save_run(records: pd.DataFrame, directory: str | Path) -> Path:
         directory: Shared by all runs of a check; several processes may write there.
 
     Returns:
-        The file, named after width and seed.
+        The file, named after width and seed, and after the rank where several trained the model together.
 
     Raises:
         ValueError: if there are no records, or of several runs.
@@ -30,8 +31,14 @@ def save_run(records: pd.DataFrame, directory: str | Path) -> Path:
             f"recorder.step(), then recorder.save('dir')."
         )
     width, seed = runs.iloc[0]
-    path = Path(directory) / RECORDED / f"width={width}-seed={seed}.parquet"
+    run, rank = f"width={width}-seed={seed}", rank_of_frame(records)
+    suffixes = {"": None} if rank is None else {f"-rank={i}-of-{rank[1]}": i for i in range(rank[1])}
+    mine = next(suffix for suffix, i in suffixes.items() if rank is None or i == rank[0])
+    path = Path(directory) / RECORDED / f"{run}{mine}.parquet"
     write_atomically(path, records.to_parquet)
+    for other in [*path.parent.glob(f"{run}.parquet"), *path.parent.glob(f"{run}-rank=*.parquet")]:
+        if other.stem.removeprefix(run) not in suffixes:  # the same run, recorded before by another number of ranks
+            other.unlink(missing_ok=True)
     return path
 
 
@@ -64,14 +71,15 @@ def _checked(path: Path) -> pd.DataFrame:
 
 
 def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Records of several runs as one frame, in the order of width and seed.
+    """Records of several runs as one frame, in the order of width and seed; those of a run's ranks become one run.
 
     Args:
-        frames: One for each run.
+        frames: One for each run, or one for each rank of it, as :meth:`coordcheck.Recorder.save` writes them.
 
     Raises:
-        ValueError: if two hold the same run.
+        ValueError: if two hold the same run, or a rank of a run is missing.
     """
+    frames = _whole_runs(frames)
     records = pd.concat(frames, ignore_index=True)
     keys = ["width", "seed", "step", "module", "kind"]
     if repeated := records[records.duplicated(keys)][["width", "seed"]].drop_duplicates().to_numpy().tolist():
@@ -83,6 +91,40 @@ def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if len(classes) == 1 and None not in classes:
         records.attrs[CLASSES] = classes.pop()
     return records.sort_values(["width", "seed"], kind="stable", ignore_index=True)
+
+
+def _whole_runs(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The frames, those of the ranks of a run pooled."""
+    whole = [frame for frame in frames if rank_of_frame(frame) is None]
+    by_run: dict[tuple[int, int], dict[int, pd.DataFrame]] = {}
+    for frame in frames:
+        rank = rank_of_frame(frame)
+        if rank is None or not len(frame):
+            continue
+        width, seed = (int(frame[name].iloc[0]) for name in ("width", "seed"))
+        if rank[0] in by_run.setdefault((width, seed), {}):
+            raise ValueError(
+                f"each rank of a run may be there once; rank {rank[0]} of width {width}, seed {seed} is there twice. "
+                f"For example give each run a seed of its own."
+            )
+        by_run[width, seed][rank[0]] = frame
+    for (width, seed), of_run in by_run.items():
+        expected = {ranks for _, ranks in map(_rank, of_run.values())}
+        missing = sorted({*range(max(expected))} - {*of_run})
+        if missing or len(expected) > 1:
+            raise ValueError(
+                f"the run of width {width}, seed {seed} was recorded on {max(expected)} ranks, and those of "
+                f"{sorted(of_run)} are here. For example call recorder.save(directory) on every rank, not on the first "
+                f"alone, with a directory that all of them see."
+            )
+        whole.append(pooled([of_run[rank] for rank in sorted(of_run)]))
+    return whole
+
+
+def _rank(frame: pd.DataFrame) -> tuple[int, int]:
+    found = rank_of_frame(frame)
+    assert found is not None
+    return found
 
 
 def find_checks(directories: Sequence[Path]) -> list[Path]:

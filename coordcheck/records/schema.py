@@ -17,8 +17,10 @@ KINDS = ("activation", "delta", "effective_update", "gradient")
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 
 
-LOSS = "loss"  # the role of the loss
+LOSS, LOSS_MODULE = "loss", "(loss)"  # the role of the loss, and what stands for its module
 CLASSES = "classes"  # the name, among the attrs of a frame, of how many the last readout tells apart
+RANK, RANKS = "rank", "ranks"  # likewise: which process of how many a frame is from, where several trained one model
+VARYING = "varying"  # likewise: modules whose outputs were not the same ones at every step, and have no delta
 ARROW = " -> "  # between the rules that wrote a parameter, in an audit
 
 

@@ -7,6 +7,7 @@ from conftest import tiny_cell
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import coordcheck
 from coordcheck.observe.roles import attached_roles, infshapes, roles, shapes
 
 
@@ -69,8 +70,24 @@ def test_a_tied_weight_has_one_role_per_place():
 
 def test_roles_are_read_from_what_mup_attached():
     cell = tiny_cell()
-    assert attached_roles(cell.build(128, 0, torch.device("cpu"))) == cell.roles
-    assert attached_roles(zoo(8)) == {}
+    model = cell.build(128, 0, torch.device("cpu"))
+    assert attached_roles(dict(model.named_modules())) == coordcheck.roles(model) == cell.roles
+    assert attached_roles(dict(zoo(8).named_modules())) == {}
+
+
+def test_roles_for_a_recorder_are_those_of_a_build_at_two_widths():
+    def build(width):
+        model = nn.Sequential(nn.Embedding(7, width), nn.Linear(width, width), nn.Linear(width, 7, bias=False))
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    expected = {"0.weight": "input", "1.weight": "hidden", "1.bias": "vector", "2.weight": "readout"}
+    assert coordcheck.roles(build) == coordcheck.roles(build, widths=(32, 16)) == expected
+    with pytest.raises(ValueError, match=r"Sequential has a parameter without. For example coordcheck.roles\(build\)"):
+        coordcheck.roles(build(8)[0])
+    with pytest.raises(ValueError, match=r"`build` is a function from width to a model; got 'gpt'. For example"):
+        coordcheck.roles("gpt")
+    with pytest.raises(ValueError, match=r"`widths` are two that `build` can take; got \(8, 8\). For example"):
+        coordcheck.roles(build, widths=(8, 8))
 
 
 def test_names_that_differ_between_widths_are_named():

@@ -109,10 +109,25 @@ def test_the_largest_entry_of_an_early_piece_is_kept():
 
 @pytest.mark.parametrize(
     ("shape", "kept"),
-    [((8, 64, 3), (8, 16, 3)), ((512, 3), (128, 3)), ((8, 15, 3), (8, 15, 3)), ((100, 3), (100, 3)), ((9,), (9,))],
+    [
+        ((8, 64, 3), (8, 16, 3)),
+        ((1, 1024, 3), (1, 64, 3)),
+        ((8, 31, 3), (8, 31, 3)),
+        ((512, 3), (512, 3)),
+        ((9,), (9,)),
+    ],
 )
 def test_some_positions_of_long_sequences_and_all_of_short_ones(shape, kept):
     assert thinned(torch.zeros(shape)).shape == kept
+
+
+def test_positions_depend_on_neither_the_batch_nor_the_part_of_the_sequence_that_is_here():
+    x = torch.arange(96.0).expand(6, 96)[..., None]
+    kept = thinned(x)[0]
+    assert 16 < len(kept) < 32
+    assert torch.equal(thinned(x[:1])[0], kept)
+    parts = [thinned(x[:, begins : begins + 37], 96, begins)[0] for begins in (0, 37, 74)]
+    assert torch.equal(torch.cat(parts), kept)
 
 
 def test_the_accuracy_asked_for_is_not_met_by_vector_norm():
