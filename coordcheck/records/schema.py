@@ -19,6 +19,7 @@ ROOT = "(model)"  # stands for the name of the whole model, which torch leaves e
 
 LOSS = "loss"  # the role of the loss
 CLASSES = "classes"  # the name, among the attrs of a frame, of how many the last readout tells apart
+PARAMETERS_OF = "parameters_of"  # likewise, of the parameter that stands for each module, where it is no ".weight"
 ARROW = " -> "  # between the rules that wrote a parameter, in an audit
 
 
