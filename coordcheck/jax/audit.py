@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -43,7 +42,10 @@ def measure(cell: JaxCell, widths: Sequence[int], with_optimizer: bool = True) -
     names = names_of(traced[0].parameters)
     sizes = [_sizes(cell, width) for width in widths]
     nothing = Step("", math.nan, math.nan)
-    steps = [try_steps(cell.optimizer(w), t.parameters) if with_optimizer else {} for w, t in zip(widths, traced)]
+    steps = [
+        try_steps(cell.optimizer(w), t.parameters) if with_optimizer else {}
+        for w, t in zip(widths, traced, strict=True)
+    ]
     rows = []
     for name in names:
         rms = np.array([of[name][0] for of in sizes])
@@ -80,17 +82,11 @@ def measure(cell: JaxCell, widths: Sequence[int], with_optimizer: bool = True) -
 
 def _sizes(cell: JaxCell, width: int) -> dict[str, tuple[float, float]]:
     """Root mean square of each initial parameter over some keys, and the error of its log2."""
-
-    @jax.jit
-    def init(key: Any, batch: Any) -> list[Any]:
-        found = []
-        for p in jax.tree.leaves(cell.init(width, key, batch)[0]):
-            squares = jnp.square(p.astype(jnp.float32))
-            found.append(jnp.stack([squares.mean(), jnp.square(squares).mean()]))
-        return found
-
-    batch = cell.batch(0)
-    moments = np.mean([jax.device_get(init(jax.random.key(k), batch)) for k in range(KEYS)], axis=0)
+    moments = np.zeros((len(cell.traced(width).shapes), 2))
+    for key in range(KEYS):
+        for i, p in enumerate(jax.device_get(jax.tree.leaves(cell.begun(width, key)[0]))):
+            squares = np.square(np.asarray(p, dtype=np.float64))
+            moments[i] += np.array([squares.mean(), np.square(squares).mean()]) / KEYS
     parameters = cell.traced(width).parameters
     result = {}
     for name, leaf, (second, fourth) in zip(names_of(parameters), jax.tree.leaves(parameters), moments, strict=True):
@@ -102,7 +98,7 @@ def _sizes(cell: JaxCell, width: int) -> dict[str, tuple[float, float]]:
 
 def _error(relative: float, entries: int) -> float:
     """Of log2(rms) of entries whose squares have this spread, as :mod:`coordcheck.observe.parameters` has it."""
-    if relative < 1e-3:  # float32's; equal ones were not drawn
+    if relative < EXACT:  # equal ones were not drawn
         return 0.0
     seen = relative / (2 * math.log(2) * math.sqrt(entries))
     if entries > FEW:

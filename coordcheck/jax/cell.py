@@ -93,6 +93,8 @@ class JaxCell:
         self._optimizer = configured_optimizer(default_optimizer_config()) if optimizer is None else optimizer
         self.cross_entropy = loss is None
         self.bf16 = precision == Precision.bf16
+        self.beginnings: dict[int, Any] = {}  # compiled, by width
+        self.programs: dict[Any, Any] = {}  # likewise, by width and plan
         traced = [self.traced(width) for width in sorted(widths)]
         _check_names(traced)
         self.roles = roles_of([one.uses for one in traced], [one.shapes for one in traced])
@@ -163,29 +165,46 @@ class JaxCell:
             batch = self._batch(seed) if callable(self._batch) else self._batch
             return jax.tree.map(jnp.asarray, batch)
 
+    def factors(self, width: int) -> tuple[float, float]:
+        """What learning rates and initial matrices are multiplied by, of a control."""
+        return 1.0, 1.0
+
+    def begun(self, width: int, seed: int) -> tuple[Any, Any, Any]:
+        """Parameters, what else the model holds, and the optimizer's state, before the first step."""
+        if width not in self.beginnings:
+            transformation = self.optimizer(width)
+
+            def begin(key: Any, batch: Any, factor: Any) -> tuple[Any, Any, Any]:
+                parameters, rest = self.init(width, key, batch)
+                parameters = jax.tree.map(lambda p: (p * factor).astype(p.dtype) if p.ndim > 1 else p, parameters)
+                return parameters, rest, transformation.init(parameters)
+
+            self.beginnings[width] = jax.jit(begin)
+        found: tuple[Any, Any, Any] = self.beginnings[width](
+            jax.random.key(seed), self.batch(seed), self.factors(width)[1]
+        )
+        return found
+
     def scaled(self, smallest: int, *, rates: float = 0.0, weights: float = 0.0) -> "Scaled":
         """A control: the same with every learning rate, or every matrix, times a power of width / smallest width."""
         return Scaled(self, smallest, rates=rates, weights=weights)
 
 
 class Scaled(JaxCell):
-    """A control of a cell, as :class:`coordcheck.run.controls.Scaled` is one."""
+    """A control of a cell, as :class:`coordcheck.run.controls.Scaled` is one; it runs what is compiled for the cell."""
 
     def __init__(self, cell: JaxCell, smallest: int, *, rates: float, weights: float):
         self.__dict__.update(cell.__dict__)
-        self._cell, self._smallest, self._rates, self._weights = cell, smallest, rates, weights
-        said = {"from": smallest, "rates": rates, "weights": weights}
-        self.determinants = {**cell.determinants, "scaled": said}
+        self._smallest, self._rates, self._weights = smallest, rates, weights
+        self.determinants = {
+            **cell.determinants,
+            "scaled": {"from": smallest, "rates": rates, "weights": weights},
+        }
 
-    def init(self, width: int, key: Any, batch: Any) -> tuple[Any, Any]:
-        """The cell's parameters with its matrices scaled."""
-        parameters, rest = self._cell.init(width, key, batch)
-        factor = (width / self._smallest) ** self._weights
-        return jax.tree.map(lambda p: p * factor if p.ndim > 1 else p, parameters), rest
-
-    def optimizer(self, width: int) -> optax.GradientTransformation:
-        """The cell's optimizer with its learning rates scaled."""
-        return optax.chain(self._cell.optimizer(width), optax.scale((width / self._smallest) ** self._rates))
+    def factors(self, width: int) -> tuple[float, float]:
+        """Powers of width / smallest width."""
+        mult = width / self._smallest
+        return mult**self._rates, mult**self._weights
 
 
 def configured_optimizer(config: OptimizerConfig) -> Optimizer:

@@ -18,6 +18,7 @@ from coordcheck.jax.cell import JaxCell, Optimizer
 from coordcheck.jax.models import Loss
 from coordcheck.jax.run import Plan, Runs
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.words import of_jax
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -199,7 +200,8 @@ def audit(
 def audit_cell(cell: JaxCell, widths: Sequence[int], gate: GateConfig, with_optimizer: bool = True) -> Audit:
     """Audits a cell, as :func:`audit` does a model."""
     measured = measure(cell, sorted(widths), with_optimizer)
-    return Audit.from_parameters(measured, sorted(widths), gate.expect, gate.tolerance.exponent, gate.decay)
+    found = Audit.from_parameters(measured, sorted(widths), gate.expect, gate.tolerance.exponent, gate.decay)
+    return dataclasses.replace(found, findings=[of_jax(finding) for finding in found.findings])
 
 
 def current_versions() -> dict[str, str]:

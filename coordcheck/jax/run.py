@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from coordcheck.jax.cell import JaxCell
 from coordcheck.jax.records import records
 from coordcheck.jax.told import DELTA, UPDATE, Told, value_and_grad
-from coordcheck.records.schema import CLASSES
+from coordcheck.records.schema import CLASSES, LOSS
 from coordcheck.records.store import RunStore
 from coordcheck.run.theirs import theirs
 
@@ -61,7 +61,6 @@ class Runs:
     title: str = "check"
     compiling: dict[int, float] = field(default_factory=dict)
     _done: dict[tuple[int, int], pd.DataFrame] = field(default_factory=dict)
-    _run: dict[int, Callable[[int], pd.DataFrame]] = field(default_factory=dict)
 
     def try_out(self) -> str:
         """A hash of what the two narrowest models do: a user's functions cannot be read."""
@@ -77,7 +76,7 @@ class Runs:
         with _progress() as progress:
             bar = progress.add_task(self.title, total=len(every), run="")
             for width, seed in every:
-                word = "" if width in self._run else ", compiling"
+                word = "" if any(key[0] == width for key in self.cell.programs) else ", compiling"
                 progress.update(bar, run=f"width {width} seed {seed}{word}")
                 self._done[width, seed] = self._one(width, seed)
                 progress.advance(bar)
@@ -101,51 +100,56 @@ class Runs:
         return found
 
     def _train(self, width: int, seed: int) -> pd.DataFrame:
-        if width not in self._run:
+        key = width, self.plan.steps, *self.plan.kinds, *(self.plan.modules or ())
+        if key not in self.cell.programs:
             begin = time.perf_counter()
             with theirs("the model, in a training step,"):
-                self._run[width] = compiled(self.cell, self.plan, width, self.cell.batch(seed))
+                self.cell.programs[key] = compiled(self.cell, self.plan, width, seed)
             self.compiling[width] = time.perf_counter() - begin
-        return self._run[width](seed)
+        step, copies = self.cell.programs[key]
+        batch = self.cell.batch(seed)
+        parameters, rest, state = self.cell.begun(width, seed)
+        start = parameters, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), copies)
+        told: list[Told] = []
+        for _ in range(self.plan.steps):
+            parameters, state, said = step(parameters, rest, state, start, batch, self.cell.factors(width)[0])
+            if not told:
+                start = start[0], said.copies
+                said = replace(said, sums={kind: of for kind, of in said.sums.items() if kind not in SINCE})
+            told.append(replace(said, copies={}))
+        found = records(told, width=width, seed=seed, roles=self.cell.roles)
+        _refuse_nothing(found, self.plan, told[0])
+        return found
 
 
-def compiled(cell: JaxCell, plan: Plan, width: int, batch: Any) -> Callable[[int], pd.DataFrame]:
-    """From a seed to the records of its run, by a step that is compiled once.
+def compiled(cell: JaxCell, plan: Plan, width: int, seed: int) -> tuple[Any, Any]:
+    """A training step of one width, compiled once for all seeds and for the control, and the shapes of its copies.
 
     Step 0 is the same program: what it compares with itself does not count.
     """
     transformation = cell.optimizer(width)
     loss = value_and_grad(cell.loss(width), plan.kinds, plan.modules)
 
-    def begin(key: Any, batch: Any) -> Any:
-        parameters, rest = cell.init(width, key, batch)
-        return parameters, rest, transformation.init(parameters)
-
-    def step(parameters: Any, rest: Any, state: Any, start: Any, batch: Any) -> Any:
+    def step(parameters: Any, rest: Any, state: Any, start: Any, batch: Any, rate: Any) -> Any:
         (_, told), gradients = loss(parameters, rest, batch, start=start)
         updates, state = transformation.update(gradients, state, parameters)
+        updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
         return optax.apply_updates(parameters, updates), state, told
 
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(begin, key, batch)
-    copies = jax.eval_shape(lambda p, r, b: loss(p, r, b)[0][1].copies, shapes[0], shapes[1], batch)
-    beginning = jax.jit(begin).lower(key, batch).compile()
-    stepping = jax.jit(step).lower(*shapes, (shapes[0], copies), batch).compile()
+    batch = cell.batch(seed)
+    begun = jax.eval_shape(lambda: cell.begun(width, seed))
+    copies = jax.eval_shape(lambda p, r, b: loss(p, r, b)[0][1].copies, begun[0], begun[1], batch)
+    return jax.jit(step).lower(*begun, (begun[0], copies), batch, 1.0).compile(), copies
 
-    def run(seed: int) -> pd.DataFrame:
-        batch = cell.batch(seed)
-        parameters, rest, state = beginning(jax.random.key(seed), batch)
-        start = parameters, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), copies)
-        told: list[Told] = []
-        for _ in range(plan.steps):
-            parameters, state, said = stepping(parameters, rest, state, start, batch)
-            if not told:
-                start = start[0], said.copies
-                said = replace(said, sums={kind: of for kind, of in said.sums.items() if kind not in SINCE})
-            told.append(replace(said, copies={}))
-        return records(told, width=width, seed=seed, roles=cell.roles)
 
-    return run
+def _refuse_nothing(found: pd.DataFrame, plan: Plan, told: Told) -> None:
+    """Makes sure that there is something to judge."""
+    if found["role"].isin([LOSS]).all():
+        raise ValueError(
+            f"nothing was recorded but the loss: `modules` {plan.modules} and `kinds` {list(plan.kinds)} select nothing "
+            f"that the model computes. Modules of flax are recorded by themselves; elsewhere say "
+            f"x = coordcheck.jax.tap('hidden', x). For example modules=['*'], kinds=['activation'] and steps=4."
+        )
 
 
 @contextmanager

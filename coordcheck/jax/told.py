@@ -68,8 +68,8 @@ def value_and_grad(
 
     Returns:
         A function of the same arguments, and of the keyword ``start``: the parameters and ``told.copies`` of step 0,
-        for changes since then. It returns ((value, told), gradients), with `has_aux` ((value, told, aux), gradients). It
-        may run within ``jax.jit``, with donated arguments and sharded arrays. See :func:`coordcheck.jax.records`.
+        for changes since then. It returns ((value, told), gradients), with `has_aux` ((value, told, aux), gradients).
+        It may run within ``jax.jit``, with donated arguments and sharded arrays. See :func:`coordcheck.jax.records`.
 
     Raises:
         ValueError: if a kind or pattern is none.
@@ -211,7 +211,9 @@ def _effective_updates(
         told = follow(closed, [*flat, *rest], visit, given)[1]
         return {place.path: at(told, place.path) for place in leaves}
 
-    change = [(w.astype(jnp.float32) - w0.astype(jnp.float32)).astype(w.dtype) for w, w0 in zip(flat, before)]
+    change = [
+        (w.astype(jnp.float32) - w0.astype(jnp.float32)).astype(w.dtype) for w, w0 in zip(flat, before, strict=True)
+    ]
     _, moved = jax.jvp(outputs, (list(flat),), (change,))
     stacked = {place.path: len(iterations(closed, place)) for place in leaves}
 

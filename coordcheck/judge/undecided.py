@@ -10,9 +10,10 @@ from coordcheck.judge.finding import Curve, Finding, describe
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.statistics import half_width
 from coordcheck.judge.verdict import worst_first
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.schema import LOSS, PARAMETERS_OF, ROOT
 
 MANY_SEEDS = 1000
+PARAMETER_NAMES = ("weight", "bias", ".kernel", ".embedding", ".scale")  # of torch and of flax
 
 
 def undecided(judged: pd.DataFrame, gate: GateConfig, parameters: Mapping[str, str]) -> list[Finding]:
@@ -37,7 +38,7 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
     in mup's format, which know no count, state other roles.
     """
-    parameter = records["module"].str.endswith(("weight", "bias"))  # as gradients are recorded
+    parameter = records["module"].str.endswith(PARAMETER_NAMES)  # as gradients are recorded
     stated = (
         ~parameter
         & records["role"].notna()
@@ -46,6 +47,7 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     )
     modules = records.loc[stated, "module"].unique()
     own = {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+    own |= records.attrs.get(PARAMETERS_OF, {})
     return own | {name: name for name in records.loc[parameter, "module"].unique()}
 
 
