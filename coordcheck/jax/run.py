@@ -146,8 +146,8 @@ def _refuse_nothing(found: pd.DataFrame, plan: Plan, told: Told) -> None:
     """Makes sure that there is something to judge."""
     if found["role"].isin([LOSS]).all():
         raise ValueError(
-            f"nothing was recorded but the loss: `modules` {plan.modules} and `kinds` {list(plan.kinds)} select nothing "
-            f"that the model computes. Modules of flax are recorded by themselves; elsewhere say "
+            f"nothing was recorded but the loss: `modules` {plan.modules} and `kinds` {list(plan.kinds)} select "
+            f"nothing that the model computes. Modules of flax are recorded by themselves; elsewhere say "
             f"x = coordcheck.jax.tap('hidden', x). For example modules=['*'], kinds=['activation'] and steps=4."
         )
 
