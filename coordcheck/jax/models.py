@@ -153,8 +153,7 @@ class _Nnx(_Kind):
     def apply(self, parameters: Any, rest: Any, *args: Any, **kwargs: Any) -> Any:
         from flax import nnx
 
-        empty = nnx.State({})
-        model = nnx.merge(self.structure, self._state(parameters), rest, empty)
+        model = nnx.merge(self.structure, self._state(parameters), rest, copy=True)
         with _nnx_marks(model):
             return model(*args, **kwargs)
 

@@ -90,5 +90,5 @@ def _rms(x: Any) -> float:
 
 
 def _is_flat(step: Any) -> bool:
-    values: Sequence[float] = np.linalg.svd(step, compute_uv=False)
-    return bool(values[0] > 0 and (np.asarray(values) > values[0] / 2).mean() > FLAT)
+    values = np.linalg.svd(step, compute_uv=False)
+    return bool(values[0] > 0 and (values > values[0] / 2).mean() > FLAT)

@@ -243,7 +243,7 @@ class _Reader:
 
 def _straight(value: Value) -> bool:
     """Whether an array is a product and nothing else, so that its factor counts for what reads it."""
-    return len(value.products) == 1 and math.isclose(*value.products.values(), value.factor)
+    return [*value.products.values()] == [value.factor]
 
 
 def _scaled(value: Value, factor: float) -> Value:
