@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import power, synthetic, tiny_config
 from torch import nn
 
+from conftest import power, synthetic, tiny_config
 from coordcheck import CoordCheck, coord_check
 from coordcheck.check import check_config, control_axes
 from coordcheck.config.load import load

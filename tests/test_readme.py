@@ -6,10 +6,10 @@ from pathlib import Path
 import mup
 import pandas as pd
 import torch
-from conftest import NO_TORCH, run
 from torch import nn
 
 import coordcheck
+from conftest import NO_TORCH, run
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

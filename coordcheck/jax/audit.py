@@ -72,7 +72,7 @@ def measure(cell: JaxCell, widths: Sequence[int], with_optimizer: bool = True) -
             "update": taken[0].rule,
             "eps_exponent": np.nan,
             **_std_exponent(widths, rms, errors),
-            **_rates(widths, taken),
+            **rates(widths, taken),
             **_uses(name, [t.uses for t in traced], cell.roles[name], widths),
         }
         row["std_fan_in"] = row["init_std"] * row["fan_in"] ** 0.5
@@ -117,8 +117,8 @@ def _std_exponent(widths: Sequence[int], rms: Array, errors: Array) -> dict[str,
     return {"std_exponent": exponent, "std_low": exponent - half, "std_high": exponent + half}
 
 
-def _rates(widths: Sequence[int], taken: Sequence[Step]) -> dict[str, float]:
-    """Exponents of what a step does; of one that depends on shapes the learning rate is all that is seen of it."""
+def rates(widths: Sequence[int], taken: Sequence[Step]) -> dict[str, float]:
+    """Exponents of width of what a step does; of one that depends on shapes no learning rate is seen apart."""
     lr = _exponent(widths, [step.size for step in taken])
     product = _exponent(widths, [step.decay for step in taken])
     return {

@@ -17,6 +17,7 @@ from coordcheck.jax.audit import measure
 from coordcheck.jax.cell import JaxCell, Optimizer
 from coordcheck.jax.models import Loss
 from coordcheck.jax.run import Plan, Runs
+from coordcheck.jax.told import recorded_kinds
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.words import of_jax
 from coordcheck.records.store import RunStore
@@ -80,6 +81,7 @@ def coord_check(
         ValueError: naming the value, the rule and a working example.
     """
     axes = check_axes(widths, seeds, steps, kinds)
+    recorded_kinds(axes.kinds)
     selected = check_modules(modules)
     _check_options(name=name, control=control, audit=audit, store=store)
     gate = gate_of(expect, decay)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from coordcheck.jax.marks import INPUT, OUTPUT, marked
-from coordcheck.jax.naming import called, tracing
+from coordcheck.jax.naming import called, calls, tracing
 from coordcheck.records.schema import ROOT
 
 CALL, SETUP = "__call__", "setup"
@@ -28,10 +28,13 @@ def linen_marks() -> Iterator[None]:
 
 def _interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     module, method = context.module, context.method_name
-    if method == SETUP or module.scope is None:
+    outermost = not calls.names
+    # of other methods than the call only those count that a layer has, as Embed.attend, and the one that a model is
+    # called by: the rest is how somebody arranged their code
+    if method == SETUP or module.scope is None or not (method == CALL or outermost or _is_leaf(module)):
         return call(*args, **kwargs)
     name = ".".join(map(str, module.path)) or ROOT
-    name = name if method == CALL else f"{name}:{method}"
+    name = name if method == CALL or outermost else f"{name}:{method}"
     with called(name):
         args, kwargs = marked((args, kwargs), name, INPUT)
         out = call(*args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -72,7 +73,8 @@ def marked(x: Any, name: str, what: str, leaf: bool = False) -> Any:
 
 
 def _is_measurable(value: Any) -> bool:
-    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating) and value.ndim > 0 and value.size > 0
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    return is_array and jnp.issubdtype(value.dtype, jnp.floating) and value.ndim > 0 and value.size > 0
 
 
 def _part(path: Any) -> str:

@@ -38,7 +38,6 @@ class Model:
     def __init__(self, built: Any, loss: Loss):
         linen = sys.modules.get("flax.linen")
         self._loss = loss
-        self._structure: Any = None
         if linen is not None and isinstance(built, linen.Module):
             self._kind: _Kind = _Linen(built)
         elif isinstance(built, tuple) and len(built) == 2 and all(map(callable, built)):
@@ -139,7 +138,6 @@ class _Nnx(_Kind):
     def __init__(self, make: Callable[[Any], Any]):
         self.make = make
         self.structure: Any = None
-        self.tree: Any = None
 
     def init(self, key: Any, batch: Any, loss: Loss) -> tuple[Any, Any]:
         from flax import nnx

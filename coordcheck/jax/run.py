@@ -76,8 +76,9 @@ class Runs:
         with _progress() as progress:
             bar = progress.add_task(self.title, total=len(every), run="")
             for width, seed in every:
-                word = "" if any(key[0] == width for key in self.cell.programs) else ", compiling"
-                progress.update(bar, run=f"width {width} seed {seed}{word}")
+                took = f", compiled in {self.compiling[width]:.0f} s" if width in self.compiling else ""
+                took = took if any(key[0] == width for key in self.cell.programs) else ", compiling"
+                progress.update(bar, run=f"width {width} seed {seed}{took}")
                 self._done[width, seed] = self._one(width, seed)
                 progress.advance(bar)
         frame = pd.concat([self._done[run] for run in every], ignore_index=True)

@@ -1,7 +1,6 @@
 """What an optax transformation does with each parameter: tried, with stand-ins of the same shapes."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax

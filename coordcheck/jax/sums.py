@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 POSITIONS = 16  # of each sequence at least, where some stand for all; as in coordcheck.observe.sums
-NOTHING = 5 * (0.0,)
 
 
 def sums(x: Any) -> Any:

@@ -19,9 +19,9 @@ from coordcheck.jax.follow import Place, at, follow, nested, places
 from coordcheck.jax.linen import linen_marks
 from coordcheck.jax.marks import INPUT, LOGITS, OUTPUT
 from coordcheck.jax.sums import felt, sums, thinned
-from coordcheck.records.schema import KINDS
 
 ACTIVATION, DELTA, UPDATE, GRADIENT = "activation", "delta", "effective_update", "gradient"
+RECORDED = (ACTIVATION, DELTA, UPDATE, GRADIENT)
 PARAMETER = "parameter"  # gradients of these, by name
 
 
@@ -82,7 +82,7 @@ def value_and_grad(
         >>> coordcheck.jax.records([told], width=8)[["module", "kind", "l1"]].values.tolist()[0]
         ['hidden', 'activation', 4.0]
     """
-    wanted = tuple(check_kinds(kinds))
+    wanted = recorded_kinds(kinds)
     patterns = check_modules(modules)
 
     def call(parameters: Any, *args: Any, start: tuple[Any, Any] | None = None) -> Any:
@@ -126,6 +126,21 @@ def value_and_grad(
         return said, tree.unflatten(gradients)
 
     return call
+
+
+def recorded_kinds(kinds: Any) -> tuple[str, ...]:
+    """Kinds, if they are among those that are recorded of JAX.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    found = tuple(check_kinds(kinds))
+    if others := [kind for kind in found if kind not in RECORDED]:
+        raise ValueError(
+            f"`kinds` of a JAX model is a selection of {list(RECORDED)}; got {others}. "
+            f"For example kinds=['activation','delta']."
+        )
+    return found
 
 
 def _scalar(value: Any) -> Any:
@@ -224,6 +239,3 @@ def _effective_updates(
         return function(x)
 
     return {path: summed(path, x) for path, x in moved.items()}
-
-
-assert {ACTIVATION, DELTA, UPDATE, GRADIENT} <= {*KINDS}

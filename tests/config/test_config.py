@@ -1,8 +1,8 @@
 """Every rule of a configuration: what it says when it is broken."""
 
 import pytest
-from conftest import tiny_config
 
+from conftest import tiny_config
 from coordcheck.config.load import default_gate, gate_from, load
 from coordcheck.config.rules import head_count
 

@@ -206,6 +206,7 @@ def test_layers_under_nn_scan_are_kept_apart(remat, weights, x):
 
 def test_a_scan_over_time_is_one_module_called_often(x):
     w = jnp.eye(WIDTH)
+
     def loss(w, xs):
         return jax.lax.scan(lambda h, x: (cj.tap("cell", jnp.tanh(h @ w + x)), None), jnp.zeros(WIDTH), xs)[0].sum()
 

@@ -3,10 +3,10 @@
 import mup
 import pytest
 import torch
-from conftest import tiny_cell
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from conftest import tiny_cell
 from coordcheck.observe.roles import attached_roles, infshapes, roles, shapes
 
 
