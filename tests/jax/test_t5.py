@@ -1,7 +1,7 @@
 """google-research/t5x#1477 on flax: which init of T5's output layer keeps the size of the logits?
 
 An encoder-decoder of our own with the initializers of T5X's example (t5x/examples/t5/layers.py and network.py at commit
-cc342d419ec3e3e9c4bf1df33c82330cafdc1e16; its own layers gave the same verdicts with heads of std 1 and width^-1/2).
+cc342d419ec3e3e9c4bf1df33c82330cafdc1e16; its own layers gave the same verdicts with the same three heads).
 """
 
 import math
