@@ -19,7 +19,7 @@ from coordcheck.config.accept import accepted_quantities
 from coordcheck.config.arguments import LARGEST, directory, whole
 from coordcheck.config.call import check_accepted, check_options, gate_of
 from coordcheck.config.rules import check_axes, check_budget, check_modules, check_widths, member, seeds_of
-from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Expect, GateConfig, Precision
+from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Expect, FlaxConfig, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.diagnose.lacking import lacking
 from coordcheck.judge.judgement import judged_curves
@@ -172,12 +172,15 @@ def check_config(config: CheckConfig) -> CoordCheck:
     Raises:
         ValueError: naming the value, the rule and a working example, before anything is trained.
     """
+    directory("runs", config.runs, "checks/runs")
+    if isinstance(config.model, FlaxConfig):
+        checked: CoordCheck = _of_jax().check(config)
+        return checked
     from coordcheck.models.families import make_cell
     from coordcheck.run.device import pick_device
     from coordcheck.run.train import RunPlan
 
     plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
-    directory("runs", config.runs, "checks/runs")
     check_accepted(config.gate, config.audit)
     with in_training(plan.device):
         cell = make_cell(config)
@@ -195,6 +198,36 @@ def check_config(config: CheckConfig) -> CoordCheck:
             workers=config.workers,
             config=dataclasses.asdict(config),
         )
+
+
+def audit_config(config: CheckConfig) -> Audit:
+    """Audits what a configuration names.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if isinstance(config.model, FlaxConfig):
+        audited: Audit = _of_jax().audit(config)
+        return audited
+    from coordcheck.models.families import make_cell
+
+    return audit_cell(make_cell(config), config.widths, config.gate)
+
+
+def _of_jax() -> Any:
+    """The room of JAX, where its packages are installed.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    try:
+        from coordcheck.jax import configured
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"model=flax needs JAX's packages, and {error.name} is not installed. "
+            f"For example pip install 'coordcheck[jax]'."
+        ) from error
+    return configured
 
 
 def twin_of(cell: "Cell", gate: GateConfig, smallest: int) -> "tuple[Cell, str]":

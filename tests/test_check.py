@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_of, power, synthetic, tiny_config
 from torch import nn
 
+from conftest import plan_of, power, synthetic, tiny_config
 from coordcheck import CoordCheck, coord_check
 from coordcheck.check import check_config, queue_of
 from coordcheck.config.load import load

@@ -22,17 +22,15 @@ def main() -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
-    from coordcheck.check import audit_cell
-    from coordcheck.models.families import make_cell
+    from coordcheck.check import audit_config
     from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT
     from coordcheck.records.lock import locked
     from coordcheck.report.console import make_console, print_audit
 
-    cell = make_cell(config)
     # not beside a check's files, which hold an audit of their own
     directory: Path = arguments.output or Path("checks") / file_name(config.name) / "audit"
     with locked(directory):
-        result = audit_cell(cell, config.widths, config.gate)
+        result = audit_config(config)
         result.save(directory)
     console = make_console()
     print_audit(result, console, arguments.all)

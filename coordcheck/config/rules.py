@@ -24,6 +24,7 @@ from coordcheck.config.schema import (
     CheckConfig,
     Decay,
     Embedding,
+    FlaxConfig,
     GateConfig,
     OwnConfig,
     Parametrization,
@@ -327,7 +328,7 @@ def check_family(config: CheckConfig) -> None:
     Raises:
         ValueError: naming the option, who decides instead, and a working example.
     """
-    if isinstance(config.model, OwnConfig):
+    if isinstance(config.model, OwnConfig | FlaxConfig):
         check_own(config.model)
     name = config.model.name
     rule = FAMILIES[name]
@@ -363,6 +364,13 @@ OURS = FamilyRule(
     readouts=(Readout.zero, Readout.constant, Readout.fan_in),
     data=TEXTS,
 )
+THEIRS = FamilyRule(
+    reason="`model.build` decides this",
+    parametrizations=(Parametrization.own,),
+    embeddings=(Embedding.own,),
+    readouts=(Readout.own,),
+    data=TEXTS,
+)
 FAMILIES = {
     "gpt": OURS,
     "t5": OURS,
@@ -380,17 +388,12 @@ FAMILIES = {
         readouts=(Readout.own,),
         data=TEXTS,
     ),
-    "own": FamilyRule(
-        reason="`model.build` decides this",
-        parametrizations=(Parametrization.own,),
-        embeddings=(Embedding.own,),
-        readouts=(Readout.own,),
-        data=TEXTS,
-    ),
+    "own": THEIRS,
+    "flax": THEIRS,
 }
 
 
-def check_own(model: OwnConfig) -> None:
+def check_own(model: OwnConfig | FlaxConfig) -> None:
     """Checks the names of a user's own functions.
 
     Raises:
@@ -399,7 +402,7 @@ def check_own(model: OwnConfig) -> None:
     if not _is_dotted(model.build):
         raise ValueError(
             f"`model.build` is the dotted name of a function from width to a model; got {model.build!r}. For example "
-            f"model=own model.build=my_package.my_module.build."
+            f"model={model.name} model.build=my_package.my_module.build."
         )
     for option in ("optimizer", "batch", "loss"):
         name = getattr(model, option)
@@ -408,6 +411,8 @@ def check_own(model: OwnConfig) -> None:
                 f"`model.{option}` is a dotted name, or null; got {name!r}. For example "
                 f"model.{option}=my_package.my_module.{option}."
             )
+    if isinstance(model, FlaxConfig):
+        return
     if model.inputs is not None and (len({*model.inputs}) != 2 or len(model.inputs) != 2 or model.batch is not None):
         raise ValueError(
             f"`model.inputs` are two different names, of inputs and targets, for the batches of the group data; got "

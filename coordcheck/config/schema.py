@@ -186,14 +186,26 @@ class OwnConfig(ModelConfig):
     loss: str | None
 
 
+@dataclass
+class FlaxConfig(ModelConfig):
+    """A user's own JAX model by the dotted names of functions, see :mod:`coordcheck.jax.configured`."""
+
+    build: str
+    args: dict[str, Any]
+    optimizer: str | None
+    batch: str | None
+    loss: str | None
+
+
 MODELS: dict[str, type[ModelConfig]] = {
     "gpt": GPTConfig,
     "t5": T5Config,
     "post_ln": PostLNConfig,
     "hf": HFConfig,
     "own": OwnConfig,
+    "flax": FlaxConfig,
 }
-OPEN = {"hf": "overrides", "own": "args"}  # by model, the key that takes any key below it
+OPEN = {"hf": "overrides", "own": "args", "flax": "args"}  # by model, the key that takes any key below it
 
 
 @dataclass

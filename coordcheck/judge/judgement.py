@@ -5,7 +5,7 @@ Made from records wherever they were recorded, so that stored ones are judged an
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pandas as pd
@@ -19,8 +19,9 @@ from coordcheck.judge.finding import Finding
 from coordcheck.judge.looks import confidence_of
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.slopes import fit
+from coordcheck.judge.words import of_jax
 from coordcheck.records.names import printable
-from coordcheck.records.schema import cell_columns, check_records, independent, repeated_seeds
+from coordcheck.records.schema import PARAMETERS_OF, cell_columns, check_records, independent, repeated_seeds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,6 +99,9 @@ class Judgement:
         config = {"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})}
         judged = judged_curves(records, gate, confidence_of(gate, config), readout, audit)
         findings = diagnose(records, judged, gate, audit, control.saw)
+        if PARAMETERS_OF in records.attrs:
+            findings = [of_jax(finding) for finding in findings]
+            audit = None if audit is None else replace(audit, findings=[of_jax(f) for f in audit.findings])
         return cls(
             records=records,
             slopes=judged,

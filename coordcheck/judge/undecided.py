@@ -10,10 +10,11 @@ from coordcheck.config.schema import GateConfig
 from coordcheck.judge.finding import Curve, Finding, describe
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.verdict import borders, worst_first
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.schema import LOSS, PARAMETERS_OF, ROOT
 
 CLEAR = 2.0  # standard errors between a slope and its border, from which on the runs that decide can be told
 MOST_TIMES = 10.0  # as many runs as there are
+PARAMETER_NAMES = ("weight", "bias", ".kernel", ".embedding", ".scale")  # of torch and of flax
 
 
 def undecided(
@@ -48,7 +49,7 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
     in mup's format, which know no count, state other roles.
     """
-    parameter = records["module"].str.endswith(("weight", "bias"))  # as gradients are recorded
+    parameter = records["module"].str.endswith(PARAMETER_NAMES)  # as gradients are recorded
     stated = (
         ~parameter
         & records["role"].notna()
@@ -57,6 +58,7 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     )
     modules = records.loc[stated, "module"].unique()
     own = {module: f"{module.partition('[')[0]}.weight".removeprefix(f"{ROOT}.") for module in modules}
+    own |= records.attrs.get(PARAMETERS_OF, {})
     return own | {name: name for name in records.loc[parameter, "module"].unique()}
 
 

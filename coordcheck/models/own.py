@@ -5,16 +5,9 @@ What a user's functions do is not readable, so stored runs are kept by what they
 """
 
 import dataclasses
-import hashlib
 import inspect
-import os
-import site
-import sys
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +24,8 @@ from coordcheck.observe.roles import infshapes, roles, shapes
 from coordcheck.run.cell import META, Cell
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
-from coordcheck.run.theirs import describe, theirs
+from coordcheck.run.source import import_dotted, source_hash
+from coordcheck.run.theirs import theirs
 
 
 class OwnCell(Cell):
@@ -203,29 +197,6 @@ class OwnCell(Cell):
         return roles(narrowest, grown)
 
 
-def import_dotted(option: str, name: str) -> Any:
-    """What a dotted name stands for, imported with the current directory on the path.
-
-    Args:
-        option: Of the configuration's model, for messages.
-        name: Module and attribute.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(import_module(module), attribute)
-    except Exception as error:  # of a module that is not ours, whatever it raises while it is loaded
-        raise ValueError(
-            f"`model.{option}` is a dotted name that Python can import, with {here} on its path; got {name!r} "
-            f"({describe(error)}). For example model.{option}=my_package.my_module.{option}."
-        ) from error
-
-
 def default_optimizer() -> Callable[[nn.Module], torch.optim.Optimizer]:
     """The optimizer of ``configs/optimizer/adam.yaml``."""
     return _optimizer(default_optimizer_config())
@@ -253,21 +224,6 @@ def _text_batch(config: CheckConfig, names: Sequence[str] | None) -> Callable[[i
         return {names[0]: inputs, names[1]: inputs if names[1] == "labels" else targets}
 
     return batch
-
-
-def source_hash() -> str:
-    """A hash of the source files that this process has loaded, libraries and this package left aside.
-
-    Whatever in a user's own code makes numbers is among them.
-    """
-    homes = (*sysconfig.get_paths().values(), *site.getsitepackages(), str(Path(__file__).parents[1]))
-    libraries = {Path(home).resolve() for home in homes}
-    digest = hashlib.sha256()
-    for name, module in sorted(sys.modules.items()):
-        path = Path(getattr(module, "__file__", None) or "").resolve()
-        if path.suffix == ".py" and path.is_file() and not any(path.is_relative_to(library) for library in libraries):
-            digest.update(name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _describe(optimizer: torch.optim.Optimizer) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from coordcheck.records.files import RECORDED, RECORDS, write_atomically
 from coordcheck.records.pool import pooled, rank_of_frame
 from coordcheck.records.read import read_parquet
-from coordcheck.records.schema import CLASSES, check_records
+from coordcheck.records.schema import CLASSES, PARAMETERS_OF, check_records
 
 
 def save_run(records: pd.DataFrame, directory: str | Path) -> Path:
@@ -90,6 +90,8 @@ def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     classes = {frame.attrs.get(CLASSES) for frame in frames}
     if len(classes) == 1 and None not in classes:
         records.attrs[CLASSES] = classes.pop()
+    if owned := [frame.attrs[PARAMETERS_OF] for frame in frames if PARAMETERS_OF in frame.attrs]:
+        records.attrs[PARAMETERS_OF] = owned[0]
     return records.sort_values(["width", "seed"], kind="stable", ignore_index=True)
 
 

@@ -21,6 +21,7 @@ LOSS, LOSS_MODULE = "loss", "(loss)"  # the role of the loss, and what stands fo
 CLASSES = "classes"  # the name, among the attrs of a frame, of how many the last readout tells apart
 RANK, RANKS = "rank", "ranks"  # likewise: which process of how many a frame is from, where several trained one model
 VARYING = "varying"  # likewise: modules whose outputs were not the same ones at every step, and have no delta
+PARAMETERS_OF = "parameters_of"  # likewise, of the parameter that stands for each module, where it is no ".weight"
 ARROW = " -> "  # between the rules that wrote a parameter, in an audit
 
 

@@ -7,7 +7,7 @@ and counts as not there, so that its run is done again.
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from coordcheck.records.names import one_line
 from coordcheck.records.read import read_parquet
 from coordcheck.records.schema import RECORD_COLUMNS, check_records
 
-NUMBERS = ("models", "observe", "run")  # the rooms whose code makes them
+NUMBERS = ("models", "observe", "run")  # the rooms whose code makes them; those of JAX are made by a room of its own
 CHECKSUM = "checksum"  # its name among the attrs of a stored frame
 FORMAT = 2  # of the files
 
@@ -31,12 +31,19 @@ class RunStore:
         directory: Made when the first run is stored.
         determinants: Whatever the numbers of all runs depend on; JSON-serializable.
         reuse: Whether stored runs are read; new ones are stored either way.
+        rooms: Whose code makes the numbers.
     """
 
-    def __init__(self, directory: Path, determinants: Mapping[str, Any], reuse: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        determinants: Mapping[str, Any],
+        reuse: bool = True,
+        rooms: Sequence[str] = NUMBERS,
+    ):
         self.directory = directory
         self.reuse = reuse
-        self.determinants = {**determinants, "code": code_hash(), "format": FORMAT}
+        self.determinants = {**determinants, "code": code_hash(tuple(rooms)), "format": FORMAT}
         self._verified: dict[tuple[int, int], pd.DataFrame] = {}
         self._told: set[str] = set()
 
@@ -107,10 +114,10 @@ def checksum(records: pd.DataFrame) -> str:
 
 
 @cache
-def code_hash() -> str:
+def code_hash(rooms: tuple[str, ...] = NUMBERS) -> str:
     """A hash of the source that makes numbers: none is reused after that changed, all are after any other edit."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for path in sorted(path for room in NUMBERS for path in (package / room).rglob("*.py")):
+    for path in sorted(path for room in rooms for path in (package / room).rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from coordcheck.config.arguments import one_line
 
 LONGEST = 300  # characters of somebody else's message
@@ -48,5 +46,7 @@ def describe(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; only CUDA's allocator has a type of its own for that."""
-    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # CPU; MPS; cuBLAS and cuDNN
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+    # torch's on CPU; MPS; cuBLAS and cuDNN; XLA's
+    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "RESOURCE_EXHAUSTED")
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return own or any(words in str(error) for words in said)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import NO_TORCH, command, run
 
 import coordcheck
+from conftest import NO_TORCH, command, run
 
 TINY = ["experiment=tiny", "widths=[64,128,256]", "seeds=3", "data.context=16", "data.batch=2"]
 GALLERY = [*TINY[1:], "steps=1", "seeds=2", "control=false", "audit=false"]

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import NO_TORCH, TINY, power, run, synthetic
 from hydra import compose, initialize_config_module
 
+from conftest import NO_TORCH, TINY, power, run, synthetic
 from coordcheck import CoordCheck
 from coordcheck.config.load import file_name, register_schema
 

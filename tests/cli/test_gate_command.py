@@ -5,8 +5,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import NO_TORCH, power, run, synthetic
 
+from conftest import NO_TORCH, power, run, synthetic
 from coordcheck import CoordCheck
 from coordcheck.judge.baseline import Baseline
 from coordcheck.judge.ruling import Case, Ruling, rule_by_baseline, rule_by_theory

@@ -4,8 +4,8 @@ import os
 
 import pandas as pd
 import pytest
-from conftest import command, power, run, synthetic
 
+from conftest import command, power, run, synthetic
 from coordcheck import CoordCheck
 from coordcheck.records.lock import locked
 

@@ -1,8 +1,8 @@
 """Every rule of a configuration: what it says when it is broken."""
 
 import pytest
-from conftest import tiny_config
 
+from conftest import tiny_config
 from coordcheck.config.load import default_gate, gate_from, load
 from coordcheck.config.rules import head_count
 
@@ -66,7 +66,7 @@ def test_the_default_is_the_main_job():
         (["model=t5", "embedding=tied"], "readout=zero makes the shared embedding zero"),
         (["model.queries_per_key=0"], "`model.queries_per_key` is at least 1; got 0"),
         (["model.depth=three"], "`model.depth` is a whole number; got 'three'. For example model.depth=3"),
-        (["model.name=bert"], r"`model.name` is one of .*'hf', 'own'\]; got 'bert'"),
+        (["model.name=bert"], r"`model.name` is one of .*'own', 'flax'\]; got 'bert'"),
         (["embedding=tied", "model.positions=none"], r"shared embedding zero.*positions=none.*For example"),
         (["embedding=tied", "embedding.position_std=0"], r"position_std=0.0"),
         (["model.deepth=3"], r"deepth"),

@@ -66,7 +66,7 @@ ODD = {
     ],
     "options": [
         ("embedding=knotted", r"`embedding` is one of .*'tied'.*; got 'knotted'"),
-        ("model=gtp", r"`model` is one of \['gpt', 'hf', 'own', 'post_ln', 't5'\]; got 'gtp'.*model=gpt"),
+        ("model=gtp", r"`model` is one of \['flax', 'gpt', 'hf', 'own', 'post_ln', 't5'\]; got 'gtp'.*model=gpt"),
         ("model=GPT", r"`model` is one of .*got 'GPT'"),
         ("model=hf_schema", "`model.name`|`model`"),
         ("optimizer=lion", r"`optimizer` is one of .*; got 'lion'"),

@@ -5,9 +5,9 @@ That the logits are those of Hugging Face is tested in ``test_parity.py``.
 
 import pytest
 import torch
-from conftest import TINY
 from torch import nn
 
+from conftest import TINY
 from coordcheck.check import check_config, count_parameters
 from coordcheck.config.load import load
 from coordcheck.models.families import make_cell

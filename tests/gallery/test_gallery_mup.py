@@ -3,11 +3,11 @@
 import mup
 import pytest
 import torch
-from conftest import TINY
 from mup import MuSharedReadout
 from torch import nn
 
 import coordcheck
+from conftest import TINY
 from coordcheck.check import check_config
 from coordcheck.config.load import load
 

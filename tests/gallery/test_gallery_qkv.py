@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import qkv_init
 import torch
-from conftest import run
 from torch import nn
 
+from conftest import run
 from coordcheck.check import check_config
 from coordcheck.config.load import load
 from coordcheck.config.schema import Scheme

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import plan_of
 
+from conftest import plan_of
 from coordcheck.check import check_config
 from coordcheck.config.load import load
 from coordcheck.models import hf

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 from scipy import stats
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck
 from coordcheck.judge.baseline import TOLERANCE, Baseline, compare
 from coordcheck.judge.ruling import rule_by_baseline

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck
 from coordcheck.judge.control import Control
 from coordcheck.judge.diagnose.evidence import FAULT_CLASSES

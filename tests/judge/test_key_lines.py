@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 
+from conftest import power, synthetic
 from coordcheck.config.schema import Expect
 from coordcheck.judge.control import judge_control
 from coordcheck.judge.diagnose.evidence import by_locality

@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_of, power, synthetic, tiny_cell, tiny_config
 
+from conftest import plan_of, power, synthetic, tiny_cell, tiny_config
 from coordcheck import CoordCheck
 from coordcheck.check import check_config
 from coordcheck.judge.loss import InitialLoss

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 from scipy import stats
 
+from conftest import power, synthetic
 from coordcheck.judge.slopes import fit
 from coordcheck.judge.statistics import t_interval
 from coordcheck.records.schema import repeated_seeds

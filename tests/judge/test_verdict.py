@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 from scipy import stats
 
+from conftest import power, synthetic
 from coordcheck.judge.slopes import fit
 from coordcheck.judge.undecided import runs_to_decide, undecided, weights
 from coordcheck.judge.verdict import judge, overall, worst_first

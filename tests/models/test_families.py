@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_cell
 
+from conftest import tiny_cell
 from coordcheck.config.load import load
 from coordcheck.config.schema import Precision
 from coordcheck.judge.loss import InitialLoss

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import tiny_cell
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import tiny_cell
 from coordcheck.models.initialize import Rule, Std, initialize
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import run
 from torch import nn
 
+from conftest import run
 from coordcheck import Recorder, coord_check
 from coordcheck.check import prepare
 from coordcheck.config.load import load

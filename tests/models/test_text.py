@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import tiny_config
 
+from conftest import tiny_config
 from coordcheck.models.text import load_corpus
 
 

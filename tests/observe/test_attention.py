@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recorded, row
 from torch import nn
 
+from conftest import recorded, row
 from coordcheck.observe.attention import attention_logits
 from coordcheck.observe.recorder import Recorder
 

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.utils.checkpoint
-from conftest import plan_of, tiny_cell
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from conftest import plan_of, tiny_cell
 from coordcheck.config.load import load
 from coordcheck.judge.slopes import fit
 from coordcheck.models.families import make_cell

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 import torch
 import torch.utils.checkpoint
-from conftest import tiny_config
 from torch import nn
 
+from conftest import tiny_config
 from coordcheck.check import check_config
 from coordcheck.judge.undecided import weights
 from coordcheck.observe.recorder import Recorder

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_cell
 from torch import nn, optim
 
+from conftest import tiny_cell
 from coordcheck.observe.optimizer import Step, check_optimizer, try_steps
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_cell, tiny_config
 from torch import nn
 from torch.nn.utils import skip_init
 
+from conftest import tiny_cell, tiny_config
 from coordcheck import audit
 from coordcheck.check import audit_cell
 from coordcheck.observe.parameters import _error, _exponents

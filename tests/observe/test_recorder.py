@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from conftest import Dispatched, plan_of, recorded, row, tiny_cell
 from torch import nn
 
+from conftest import Dispatched, plan_of, recorded, row, tiny_cell
 from coordcheck.observe import recorder as record
 from coordcheck.observe.recorder import Recorder
 from coordcheck.observe.sums import moved

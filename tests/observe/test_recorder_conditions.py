@@ -6,9 +6,9 @@ import copy
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_cell
 from torch import nn
 
+from conftest import tiny_cell
 from coordcheck.observe import recorder as record
 from coordcheck.observe.eager import eager
 from coordcheck.observe.recorder import Recorder

@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
-from conftest import row
 from torch import nn
 
+from conftest import row
 from coordcheck.observe.recorder import Recorder
 
 

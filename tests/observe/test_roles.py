@@ -3,11 +3,11 @@
 import mup
 import pytest
 import torch
-from conftest import tiny_cell
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import coordcheck
+from conftest import tiny_cell
 from coordcheck.observe.roles import attached_roles, infshapes, roles, shapes
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import Dispatched
 
+from conftest import Dispatched
 from coordcheck.observe.sums import BLAS, BLOCK, PIECE, _norms_on_device, moved, sums, thinned
 
 

@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck
 from coordcheck.records.files import AUDIT_TABLE, RECORDS, VERDICT
 from coordcheck.records.mup_format import read_mup, to_mup

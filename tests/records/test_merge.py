@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import NO_TORCH, run
 from torch import nn
 
+from conftest import NO_TORCH, run
 from coordcheck import CoordCheck, Recorder
 from coordcheck.records.merge import find_checks, merge, read_records
 

@@ -4,8 +4,8 @@ import mup.coord_check
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_of, tiny_cell
 
+from conftest import plan_of, tiny_cell
 from coordcheck import CoordCheck, coord_check
 from coordcheck.records.mup_format import read_mup, to_mup
 from coordcheck.run.queue import RunQueue

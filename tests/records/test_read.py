@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import power, synthetic
 from pyarrow import parquet
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck
 from coordcheck.config.load import gate_from
 from coordcheck.records import read

@@ -5,8 +5,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import plan_of, power, synthetic, tiny_cell
 
+from conftest import plan_of, power, synthetic, tiny_cell
 from coordcheck.records.store import RunStore
 from coordcheck.run.queue import RunQueue
 

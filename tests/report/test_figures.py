@@ -6,10 +6,10 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import power, synthetic
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck
 from coordcheck.report.figures.check import draw_heat_map, draw_panel, pick_steps, report_figure
 from coordcheck.report.figures.curves import LABELLED

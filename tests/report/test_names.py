@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-from conftest import power, synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.ruling import rule_by_theory

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import power, synthetic
 from matplotlib.colors import to_hex
 from rich.console import Console
 from torch import nn
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck, audit
 from coordcheck.cli.command import exit_code
 from coordcheck.records.merge import find_checks

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import power, synthetic
 from torch import nn
 
+from conftest import power, synthetic
 from coordcheck import CoordCheck, coord_check
 
 XY = torch.randn(16, 8), torch.randint(0, 4, (16,))

@@ -5,8 +5,8 @@ import re
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_of, power, synthetic, tiny_cell
 
+from conftest import plan_of, power, synthetic, tiny_cell
 from coordcheck import check as checks
 from coordcheck.records.files import write_atomically
 from coordcheck.records.store import RunStore, code_hash

@@ -4,8 +4,8 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_cell
 
+from conftest import tiny_cell
 from coordcheck.config.load import load
 from coordcheck.models.families import make_cell
 from coordcheck.run import estimate
