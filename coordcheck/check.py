@@ -12,11 +12,12 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from coordcheck.config.arguments import directory, is_flag, shown, text, whole
+from coordcheck.config.arguments import directory, is_flag, text, whole
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member, seeds_of
 from coordcheck.config.schema import PARAMETERS, CheckConfig, Decay, Expect, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.records.names import shown
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -238,7 +239,7 @@ def check_cell(
         if audit:
             try:
                 audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
-            except Exception as error:  # whatever a constructor objects to, it must not cost the check
+            except Exception as error:  # of a user's constructor or optimizer: it is told, and the check goes on
                 unaudited = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if audited is not None:
             cell.learn_roles(audited.roles())
@@ -271,7 +272,7 @@ def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
     behaviour = None
     if not queue.cell.readable and (store is not None or queue.workers > 1):
         behaviour = queue.try_out()
-    if queue.cell.draws is not False and not queue.cell.readable:
+    if queue.cell.shares or (queue.cell.draws is not False and not queue.cell.readable):
         queue.workers = 1
     if store is not None:
         plan = {**vars(queue.plan), "device": str(queue.plan.device)}

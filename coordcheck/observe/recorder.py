@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from coordcheck.config.arguments import LARGEST, shown, whole
+from coordcheck.config.arguments import LARGEST, whole
 from coordcheck.config.rules import WIDEST, check_kinds, check_modules
 from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
@@ -27,6 +27,7 @@ from coordcheck.observe.frame import Entry, frame_of
 from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
 from coordcheck.records.merge import save_run
+from coordcheck.records.names import shown
 from coordcheck.records.schema import CLASSES, LOSS, ROOT
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from coordcheck.config.arguments import one_line
+from coordcheck.records.names import one_line
 
 LONGEST = 300  # characters of somebody else's message
 PACKAGE = str(Path(__file__).parents[1])
