@@ -92,8 +92,8 @@ def read_json(path: Path, schema: Mapping[str, Any], example: str = "make it ane
     """
     text = read_text(path, MOST_JSON, example)
     try:
-        numbers = {"parse_constant": _no_constant, "parse_float": _finite} if strict else {}
-        value = json.loads(text, object_pairs_hook=_once, **numbers)
+        hooks: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _finite} if strict else {}
+        value = json.loads(text, object_pairs_hook=_once, **hooks)
     except RecursionError:
         refuse(path, f"may nest lists and objects {DEEPEST} deep; it goes deeper", example)
     except ValueError as error:
