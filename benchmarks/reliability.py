@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -208,12 +209,13 @@ class Trials:
         return self.finished(count)
 
     def small_disks(self) -> Count:
-        """No file may have more than some KiB: one sentence and exit code 1, or a verdict where that suffices."""
-        count = Count(f"at most {', '.join(map(str, SMALL))} KiB a file", len(SMALL))
-        for kibibytes in SMALL:
+        """No file may have more than some KiB: sentences and exit code 1, or a verdict; with -m too."""
+        count = Count(f"at most {', '.join(map(str, SMALL))} KiB a file, alone and with -m", 2 * len(SMALL))
+        for kibibytes, sweep in product(SMALL, (["-m"], [])):
             before = self.forget_half()
-            code, error = self.end(self.start(limit=kibibytes << 10))
-            count.wrong += code not in (1, self.code) or (code == 1 and not error.strip())
+            code, error = self.end(self.start(*sweep, limit=kibibytes << 10))
+            sentences = [line.startswith("coordcheck: ") for line in error.splitlines()]
+            count.wrong += code not in (1, self.code) or (code == 1 and not (sentences and all(sentences)))
             count.tracebacks += "Traceback" in error
             count.ended += code == self.code
             self.examine(count, before)

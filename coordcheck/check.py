@@ -285,7 +285,7 @@ def check_cell(
         if audit:
             try:
                 audited = audit_cell(cell, sorted(widths)[:AUDITED], gate)
-            except Exception as error:  # whatever a constructor objects to, it must not cost the check
+            except Exception as error:  # of a user's constructor or optimizer: it is told, and the check goes on
                 unaudited = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if audited is not None:
             cell.learn_roles(audited.roles())
@@ -376,7 +376,7 @@ def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
     behaviour = None
     if not queue.cell.readable and (store is not None or queue.workers > 1):
         behaviour = queue.try_out()
-    if queue.cell.draws is not False and not queue.cell.readable:
+    if queue.cell.shares or (queue.cell.draws is not False and not queue.cell.readable):
         queue.workers = 1
     if store is not None:
         plan = {**vars(queue.plan), "device": str(queue.plan.device)}

@@ -55,10 +55,6 @@ class Audit(AuditResult):
 
         save_figure(audit_figure(self), Path(path), {"widths": self.widths, "expect": self.expect})
 
-    def table(self) -> bytes:
-        """The content of ``audit.csv``."""
-        return self.parameters.to_csv(index=False).encode()
-
     def save(self, directory: str | Path) -> None:
         """Writes ``audit.csv audit.md audit.png``, each atomically."""
         with locked(Path(directory), PATIENCE):
@@ -226,10 +222,6 @@ def _sha256_of(audit: Audit) -> str:
 def _table_of(audit: Audit) -> str:
     """The content of ``audit.csv``."""
     return audit.parameters.to_csv(index=False, lineterminator="\n")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _without_nan(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -224,7 +225,6 @@ def test_what_no_parameter_reaches_is_not_dead():
     assert "dead" not in set(check.slopes["verdict"])
 
 
-@pytest.mark.filterwarnings("ignore:modules ran a different number of times")
 def test_building_for_shapes_leaves_a_shared_part_where_it_is():
     shared = nn.Linear(8, 8).requires_grad_(False)
 
@@ -238,6 +238,39 @@ def test_building_for_shapes_leaves_a_shared_part_where_it_is():
 
     coord_check(Model, XY, widths=(8, 16, 32), seeds=2, steps=2, device="cpu")
     assert shared.weight.device.type == "cpu"
+
+
+class Slow(nn.Module):
+    """Lets other threads in, as any longer computation does."""
+
+    def forward(self, x):
+        time.sleep(0.01)
+        return x.relu()
+
+
+def test_models_that_share_a_module_are_recorded_each_for_itself(monkeypatch):
+    monkeypatch.setattr("coordcheck.run.queue.useful_workers", lambda seconds, narrowest: 4)
+    one = Slow()
+
+    def records(activation):
+        def build(width):
+            return nn.Sequential(nn.Linear(8, width), activation(), nn.Linear(width, 4))
+
+        options = {"control": False, "audit": False, "name": "model", "workers": 4}
+        return coord_check(build, XY, widths=(8, 16, 32), seeds=3, steps=2, device="cpu", **options).records
+
+    pd.testing.assert_frame_equal(records(lambda: one), records(Slow))
+
+
+def test_a_control_leaves_frozen_weights_alone_that_models_share():
+    shared = nn.Linear(8, 8).requires_grad_(False)
+    before = shared.weight.clone()
+
+    def build(width):
+        return nn.Sequential(shared, nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
+
+    coord_check(build, XY, widths=(8, 16, 32), seeds=2, steps=2, device="cpu", expect="sp", audit=False)
+    assert torch.equal(shared.weight, before)
 
 
 def test_a_bf16_check_sees_the_same(tmp_path):

@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from coordcheck.cli.command import CODES, exit_code
-from coordcheck.config.arguments import one_line
 from coordcheck.config.load import file_name, from_hydra, in_one_line, register_schema
+from coordcheck.records.names import one_line
 
 if TYPE_CHECKING:
     from coordcheck.result import CoordCheck
@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
 
 _outcomes: list[Outcome] = []
 _sweep: list[Sweep] = []
+_directories: list[Path] = []  # in which Hydra has begun to write
 _held = ExitStack()  # the locks of this command
 
 
@@ -110,6 +111,7 @@ def _begin(config: DictConfig, directory: Path) -> None:
                 f"hydra.run.dir=checks/mine."
             ) from None
         _held.enter_context(locked(directory))
+        _directories.append(directory)
     except ValueError as error:
         print(f"coordcheck: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -123,7 +125,7 @@ def _job(merged: DictConfig) -> None:
     if settings.mode != RunMode.MULTIRUN:
         try:
             _outcomes.append(_check(merged, Outcome(0, directory)))
-        except Exception as error:  # whatever breaks a check is said in one line
+        except Exception as error:  # of a user's model, of a library that it uses, or ours: said in one line
             if WHOLE_ERRORS:
                 raise
             print(f"coordcheck: {_said_of(error)}", file=sys.stderr)
@@ -188,12 +190,24 @@ def _said_of(error: Exception) -> str:
     return f"{describe(error)}. For example {FULL_ERROR}=1 coordcheck ... shows where"
 
 
+def _unwritten(error: OSError) -> str:
+    """What Hydra could not write: a file of ``.hydra/``, multirun.yaml, or the directory of a job."""
+    directory = error.filename or (_directories[-1] if _directories else "the current directory")
+    others = " The jobs of the sweep after it were not run." if _sweep else ""
+    key = "hydra.sweep.dir" if _sweep else "hydra.run.dir"
+    return one_line(
+        f"{directory} cannot be written ({error.strerror or error}).{others} Choose a directory with room that you may "
+        f"write to, for example {key}=checks/mine."
+    )
+
+
 def _hydra() -> None:
     """Lets Hydra run; what it objects to is raised here, where it would print many lines and exit.
 
     Raises:
         SystemExit: after one line that says what is wrong.
     """
+    # Hydra has no public parser of its command line; the versions that pyproject.toml allows have this one
     arguments = get_args_parser().parse_args()
     asks = arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.cfg or arguments.info
     os.environ[FULL_ERROR] = "1"
@@ -201,10 +215,10 @@ def _hydra() -> None:
         # whether several values are a sweep is for Hydra to say: an experiment may be one without -m
         with in_one_line([] if asks else arguments.overrides, sweep=True):
             _job()
-    except Exception as error:  # of Hydra, which has no class for all that it raises
+    except Exception as error:  # of Hydra and its plugins, which have no class for all that they raise
         if WHOLE_ERRORS:
             raise
-        print(f"coordcheck: {_said_of(error)}", file=sys.stderr)
+        print(f"coordcheck: {_unwritten(error) if isinstance(error, OSError) else _said_of(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if not WHOLE_ERRORS:
@@ -221,6 +235,7 @@ def main() -> None:
     register_resolvers()
     _outcomes.clear()
     _sweep.clear()
+    _directories.clear()
     with _held:
         code = _run()
     if code is not None:

@@ -5,7 +5,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from coordcheck.config.arguments import shown, texts
+from coordcheck.config.arguments import texts
+from coordcheck.records.names import shown
 
 # what an audit looks at, by the word that an entry has for it
 QUANTITIES = {

@@ -10,25 +10,12 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from coordcheck.records.names import shown
+
 LARGEST = 2**63 - 1  # that torch, pandas and parquet hold
 MOST = 1_000_000  # of anything that is counted
 MOST_SEEDS = 10_000
 MOST_STEPS = 100_000
-LONGEST = 100  # characters of a value in a message
-
-
-def shown(value: object) -> str:
-    """A value as it stands in a message: one line, and no longer than that can be read."""
-    try:
-        text = one_line(repr(value))
-    except Exception:  # of somebody else's __repr__, whatever that does
-        text = f"an object of {type(value).__name__}"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-
-
-def one_line(text: object) -> str:
-    """A message of others without its line breaks."""
-    return " ".join(str(text).split())
 
 
 def is_whole(value: object) -> bool:

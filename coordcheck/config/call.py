@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordcheck.config.accept import entries
-from coordcheck.config.arguments import directory, is_flag, shown, text, whole
+from coordcheck.config.arguments import directory, is_flag, text, whole
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import member
 from coordcheck.config.schema import Decay, Expect, GateConfig
+from coordcheck.records.names import shown
 
 
 def gate_of(expect: str, decay: str | None, accept: Sequence[str]) -> GateConfig:

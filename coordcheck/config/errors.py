@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from coordcheck.config.arguments import LONGEST, one_line, shown
 from coordcheck.config.schema import MODELS, OPEN, CheckConfig
+from coordcheck.records.names import LONGEST_VALUE, one_line, shown
 
 KNOWN = (HydraException, OmegaConfBaseException)  # what `sentence` can say
 SINGULAR = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -59,8 +59,8 @@ def _several(text: str) -> str:
 
 def _unreadable(text: str) -> str:
     return (
-        f"`{one_line(text)[:LONGEST]}` cannot be read as key=value; brackets and quotes must be closed, and what has "
-        f"other signs quoted. For example widths=[64,128,256] or 'name=\"my model\"'."
+        f"`{one_line(text)[:LONGEST_VALUE]}` cannot be read as key=value; brackets and quotes must be closed, and what "
+        f"has other signs quoted. For example widths=[64,128,256] or 'name=\"my model\"'."
     )
 
 

@@ -14,11 +14,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from coordcheck.config.arguments import shown
 from coordcheck.config.errors import KNOWN, not_an_option, read_overrides, sentence, unknown_key, wrong_type
 from coordcheck.config.rules import check_gate, validate
 from coordcheck.config.schema import MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
-from coordcheck.records.names import one_line, printable
+from coordcheck.records.names import one_line, printable, shown
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
 

@@ -13,7 +13,6 @@ from coordcheck.config.arguments import (
     MOST_SEEDS,
     MOST_STEPS,
     is_whole,
-    shown,
     text,
     texts,
     whole,
@@ -33,6 +32,7 @@ from coordcheck.config.schema import (
     Source,
     TransformerConfig,
 )
+from coordcheck.records.names import shown
 from coordcheck.records.schema import KINDS
 
 E = TypeVar("E", bound=StrEnum)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from coordcheck.config.arguments import shown
 from coordcheck.config.load import default_optimizer_config
 from coordcheck.config.schema import OptimizerConfig, Precision
 from coordcheck.jax.attention import attention_marks
@@ -19,6 +18,7 @@ from coordcheck.jax.models import Loss, Model
 from coordcheck.jax.roles import roles_of
 from coordcheck.jax.told import names_of
 from coordcheck.jax.uses import Use, read
+from coordcheck.records.names import shown
 from coordcheck.run.source import source_hash
 from coordcheck.run.theirs import theirs
 

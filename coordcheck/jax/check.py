@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from coordcheck.config.arguments import directory, is_flag, shown, text
+from coordcheck.config.arguments import directory, is_flag, text
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member
 from coordcheck.config.schema import PARAMETERS, Decay, Expect, GateConfig, Precision
@@ -20,6 +20,7 @@ from coordcheck.jax.run import Plan, Runs
 from coordcheck.jax.told import recorded_kinds
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.words import of_jax
+from coordcheck.records.names import shown
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -100,7 +101,7 @@ def coord_check(
 
 
 def listed_seeds(seeds: Sequence[int] | str, first_seed: int = 0) -> list[int]:
-    """The seeds; five for "auto", since what a width costs here is its compilation and hardly the number of its runs."""
+    """The seeds; five for "auto", since a width costs its compilation here, and hardly the number of its runs."""
     return list(range(first_seed, first_seed + SEEDS)) if isinstance(seeds, str) else list(seeds)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from coordcheck.config.arguments import shown
 from coordcheck.config.rules import seeds_of
 from coordcheck.config.schema import NO_NUMBERS, CheckConfig, FlaxConfig
 from coordcheck.jax.cell import JaxCell, configured_optimizer
 from coordcheck.jax.check import audit_cell, check_cell, listed_seeds, twin_of
 from coordcheck.jax.run import Plan
 from coordcheck.models.corpus import Corpus, load_corpus
+from coordcheck.records.names import shown
 from coordcheck.result import Audit, CoordCheck
 from coordcheck.run.source import import_dotted
 

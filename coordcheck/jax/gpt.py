@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
-from coordcheck.config.arguments import shown
 from coordcheck.jax.scale import scale_by_width
+from coordcheck.records.names import shown
 
 BASE_WIDTH = 64
 HEAD_SIZE = 32

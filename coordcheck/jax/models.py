@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from coordcheck.config.arguments import shown
 from coordcheck.jax.marks import INPUT, OUTPUT, marked
 from coordcheck.jax.naming import called
+from coordcheck.records.names import shown
 from coordcheck.records.schema import ROOT
 
 Loss = Callable[[Callable[..., Any], Any], Any]

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import optax
 
-from coordcheck.config.arguments import shown, whole
+from coordcheck.config.arguments import whole
 from coordcheck.jax.told import names_of
 from coordcheck.judge.theory import RULES, forms
+from coordcheck.records.names import shown
 
 ROLES = ("input", "hidden", "readout", "projection", "vector", "fixed")
 

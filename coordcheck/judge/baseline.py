@@ -20,6 +20,8 @@ from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.slopes import seed_slopes
 from coordcheck.judge.statistics import Measured, difference, holm
 from coordcheck.records.files import write_text
+from coordcheck.records.names import shown
+from coordcheck.records.read import read_json
 from coordcheck.records.schema import KINDS, independent
 
 KEYS = ["module", "kind", "step"]
@@ -30,6 +32,17 @@ LARGEST = (
     1e4  # of an exponent: from the smallest to the largest float64 are 2098 doublings, over widths 1 to 2 at least
 )
 Slope = list[float] | Measured | str  # of each seed; or of independent runs; or what a curve without one is
+SCHEMA = {
+    "type": "object",
+    "required": ["format", "config", "corpus_sha256", "versions", "curves"],
+    "properties": {
+        "format": {"const": FORMAT},
+        "config": {"type": "object"},
+        "corpus_sha256": {"type": ["string", "null"]},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+        "curves": {"type": "array"},
+    },
+}
 STATES = ("nonfinite", "zero", "unknown")  # what a curve without a slope is
 
 
@@ -85,28 +98,15 @@ class Baseline:
         Raises:
             ValueError: if the file is missing or no baseline, or a curve has no numbers; naming file and curve.
         """
-        try:
-            if not path.is_file():
-                raise OSError("no such file" if not path.exists() else "not a file")
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise KeyError(f"format {content['format']}")
-            config, corpus, versions = content["config"], content["corpus_sha256"], content["versions"]
-            if not (isinstance(config, dict) and isinstance(versions, dict) and isinstance(corpus, str | None)):
-                raise TypeError("`config` and `versions` are objects, `corpus_sha256` is a string or null")
-            lines = list(content["curves"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"`--baseline` must be a file that coordcheck-gate wrote; got {path} ({error}). "
-                f"For example coordcheck-gate DIR --baseline {path} --update."
-            ) from error
+        example = f"coordcheck-gate DIR --baseline {path} --update writes a baseline."
+        content = read_json(path, SCHEMA, example, strict=False)  # below, what is no number is told with its curve
         curves: dict[tuple[str, str, int], Slope] = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(content["curves"], 1):
             key, slopes = _read_line(line, f"{path}, curve {number}")
             if key in curves:
                 raise ValueError(f"{path}, {_name(key)}: it is there twice. Keep one, or write the baseline anew.")
             curves[key] = slopes
-        return cls(curves, config, corpus, versions)
+        return cls(curves, content["config"], content["corpus_sha256"], content["versions"])
 
 
 def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], Slope]:
@@ -118,7 +118,7 @@ def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], Slope]:
     module, kind, step = (line.get(name) for name in KEYS) if isinstance(line, dict) else (None, None, None)
     if not isinstance(module, str) or kind not in KINDS or type(step) is not int or step < 0:
         raise ValueError(
-            f"{where}: a curve has a module, a kind of {list(KINDS)} and a step from 0; got {_short(line)}. "
+            f"{where}: a curve has a module, a kind of {list(KINDS)} and a step from 0; got {shown(line)}. "
             f'For example {{"module": "head", "kind": "delta", "step": 1, "seeds": [0.01, -0.02]}}.'
         )
     key, seeds, state = (module, kind, step), line.get("seeds"), line.get("state")
@@ -131,7 +131,7 @@ def _read_line(line: Any, where: str) -> tuple[tuple[str, str, int], Slope]:
         return key, Measured(*map(float, measured))
     raise ValueError(
         f"{where} ({_name(key)}): `seeds` are exponents of width, finite numbers, or none and `state` is one of "
-        f'{list(STATES)}; got {_short(seeds)} and state {_short(state)}. For example "seeds": [0.01, -0.02].'
+        f'{list(STATES)}; got {shown(seeds)} and state {shown(state)}. For example "seeds": [0.01, -0.02].'
     )
 
 
@@ -142,13 +142,7 @@ def _is_slope(value: Any) -> bool:
 
 def _name(key: tuple[str, str, int]) -> str:
     module, kind, step = key
-    return f"{_short(module)}, {kind}, step {step}"
-
-
-def _short(value: Any) -> str:
-    """A value of a file as text on one line, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return f"{shown(module)}, {kind}, step {step}"
 
 
 def _state(row: pd.Series) -> str | None:

@@ -7,14 +7,15 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from coordcheck.config.arguments import shown
 from coordcheck.observe.optimizer import check_optimizer
 from coordcheck.observe.roles import check_eager, shapes
+from coordcheck.records.names import shown
 from coordcheck.run.theirs import theirs
 
 Built = nn.Module | tuple[nn.Module, torch.optim.Optimizer]
@@ -30,12 +31,18 @@ class Builder:
     Args:
         build: From width to a model, or to a model and its optimizer.
         trained: Whether the models will be trained; an audit only looks.
+
+    Attributes:
+        shares: Whether two models were seen to have a module in common, such as a frozen embedding or an activation
+            function that was made outside `build`.
     """
 
     def __init__(self, build: Callable[[int], Built], trained: bool = True):
         self._build = build
         self._trained = trained
         self._seen = WeakTensorKeyDictionary()
+        self._modules: WeakSet[nn.Module] = WeakSet()
+        self.shares = False
 
     def __call__(self, width: int, without_memory: bool = False) -> Built:
         """What `build` returns.
@@ -88,6 +95,9 @@ class Builder:
             )
         for parameter in trained.values():
             self._seen[parameter] = True
+        modules = [*model.modules()]
+        self.shares = self.shares or any(module in self._modules for module in modules)
+        self._modules.update(modules)
 
 
 def audited_functions(
@@ -123,7 +133,7 @@ def least_of_audit(build: Callable[[int], Built], width: int) -> int:
         with torch.device("meta"):
             built = build(width)
         return sum(p.nbytes for p in (built[0] if isinstance(built, tuple) else built).parameters())
-    except Exception:  # of a constructor that wants memory, or is faulty; the audit says which
+    except Exception:  # of a user's constructor, which may raise anything on meta; the audit calls it again in memory
         return 0
 
 

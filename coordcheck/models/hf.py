@@ -52,7 +52,7 @@ def build(config: "PretrainedConfig", seed: int | None = None, *, tied: bool | N
             torch.manual_seed(seed)
         try:
             model: PreTrainedModel = getattr(transformers, auto[kind]).from_config(config)
-        except Exception as error:  # whatever a constructor of another library raises is told in one sentence
+        except Exception as error:  # of any model class of transformers, KeyError to AssertionError
             raise refusal(type(config), f"transformers cannot build its model, {in_line(error)}") from error
     if tied is not None and tied != is_tied(model):
         raise ValueError(

@@ -256,7 +256,7 @@ def _construct(
     last = {name: vocab_size - 1 for name in tokens if values[name] is None}
     try:
         return cls(**values)
-    except Exception as error:  # whatever another library raises about values is told in one sentence
+    except Exception as error:  # of any configuration class, ZeroDivisionError to its own validation
         try:
             return cls(**{**values, **last})
         except Exception:  # the first error says more

@@ -74,7 +74,7 @@ def language_config(config: str) -> "PretrainedConfig":
     cls = config_class(config)
     try:
         default = cls()
-    except Exception as error:  # whatever another library raises about its own defaults is told in one sentence
+    except Exception as error:  # of any configuration class, which may miss a file, a package or a value
         raise refusal(cls, f"it does not accept its own defaults, {in_line(error)}") from error
     if cls.sub_configs and not any(name in vars(default) for name in cls.sub_configs):
         raise refusal(cls, "it is put together from other configurations and has no sizes of its own")

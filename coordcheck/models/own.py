@@ -14,13 +14,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from coordcheck.config.arguments import shown
 from coordcheck.config.load import default_optimizer_config
 from coordcheck.config.schema import NO_NUMBERS, CheckConfig, OptimizerConfig, OwnConfig, Parametrization
 from coordcheck.models.given import Builder, Built, check_functions, usable_optimizer
 from coordcheck.models.optimizers import make_optimizer
 from coordcheck.models.text import load_corpus
 from coordcheck.observe.roles import infshapes, roles, shapes
+from coordcheck.records.names import shown
 from coordcheck.run.cell import META, Cell
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
@@ -76,6 +76,11 @@ class OwnCell(Cell):
             "optimizer": _describe(self._any_optimizer(smallest)),
         }
         self.determinants = {**(determinants or {}), "cell": self.columns, "source": source_hash()}
+
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Whether models that `build` returned have a module in common."""
+        return self._build.shares
 
     @classmethod
     def configured(cls, config: CheckConfig) -> "OwnCell":

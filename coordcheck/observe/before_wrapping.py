@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from coordcheck.config.arguments import shown
 from coordcheck.observe.modules import named_modules
 from coordcheck.observe.roles import attached_roles, infshapes, shapes
 from coordcheck.observe.roles import roles as roles_by_shape
+from coordcheck.records.names import shown
 
 
 def roles(model_or_build: nn.Module | Callable[[int], Any], widths: Sequence[int] = (64, 128)) -> dict[str, str]:

@@ -52,14 +52,13 @@ class FlowMode(TorchFunctionMode):
                 return _with_open_doors(func)(*args, **kwargs)
         out = func(*args, **kwargs)
         name, given, results = getattr(func, "__name__", ""), [], []
-        # what is observed must never break the model
         try:
             name = ops.name_of(func)
             results = [args[0]] if name == "setitem" else [*ops.tensors(out)]
             if results:
                 given = [*ops.tensors(args), *ops.tensors(kwargs)]
                 self._see(name, args, kwargs, given, results)
-        except Exception as error:
+        except Exception as error:  # any function may come with any arguments; observing must never break the model
             self._give_up(name, given, results, f"{type(error).__name__} while reading {name}: {error}")
         return out
 
@@ -357,7 +356,7 @@ def _sizes(results: Iterable[Tensor], given: Iterable[Tensor], weight: Tensor) -
         data = [tensor for tensor in given if tensor is not weight][:1]
         try:
             return ops.root_mean_square(results), ops.root_mean_square(data), ops.root_mean_square([weight])
-        except Exception:
+        except Exception:  # of sparse, quantized and nested tensors and of anybody's subclass: nothing is known of them
             return math.nan, math.nan, math.nan
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from coordcheck.config.arguments import shown
+from coordcheck.records.names import shown
 from coordcheck.records.schema import ROOT
 
 # What FSDP1, activation checkpointing and torch.compile call the module that they wrap.

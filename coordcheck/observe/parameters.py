@@ -80,7 +80,7 @@ def measure(
         with suppress(Exception):
             _read(table, {width: model for width, (model, _) in zip(widths, traced, strict=True)}, forward)
         if optimizer is not None:
-            with suppress(Exception):
+            with suppress(Exception):  # likewise, of the backward pass and the optimizer
                 _add_gradients(table, [model for model, _ in traced], widths, forward, optimizer)
     return table.rename_axis("parameter").reset_index()
 

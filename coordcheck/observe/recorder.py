@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from coordcheck.config.arguments import LARGEST, shown, whole
+from coordcheck.config.arguments import LARGEST, whole
 from coordcheck.config.rules import WIDEST, check_kinds, check_modules
 from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
@@ -31,6 +31,7 @@ from coordcheck.observe.ranks import gathered, local, place, rank_of
 from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
 from coordcheck.records.merge import save_run
+from coordcheck.records.names import shown
 from coordcheck.records.schema import CLASSES, LOSS, LOSS_MODULE, ROOT, VARYING
 
 

@@ -11,7 +11,7 @@ from torch import Size, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from coordcheck.config.arguments import shown
+from coordcheck.records.names import shown
 
 Shapes = dict[str, Size]
 ROLES = ("input", "hidden", "readout", "projection", "vector", "fixed")

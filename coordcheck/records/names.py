@@ -5,6 +5,7 @@ Torch takes any string for a module's name, and a stored frame holds whatever so
 
 LONGEST = 4000  # characters of a sentence that are shown
 LONGEST_NAME = 160  # of a name in a table or a picture
+LONGEST_VALUE = 100  # of a value in a message
 
 
 def printable(text: object, most: int = LONGEST) -> str:
@@ -22,6 +23,19 @@ def printable(text: object, most: int = LONGEST) -> str:
     if said.isprintable():
         return said
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)
+
+
+def shown(value: object, most: int = LONGEST_VALUE) -> str:
+    """A value as a message quotes it: one line, no longer than can be read.
+
+    >>> shown("x" * 200)[:5]
+    "'xxxx"
+    """
+    try:
+        text = repr(value[:1000] if isinstance(value, str) else value)
+    except Exception:  # of somebody else's __repr__, which may do anything
+        text = f"an object of {type(value).__name__}"
+    return printable(" ".join(text[: 4 * LONGEST].split()), most)
 
 
 def one_line(error: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 
-from coordcheck.records.names import printable
+from coordcheck.records.names import printable, shown
 
 MOST_BYTES = 1 << 30  # of a file, and of what it unpacks to
 MOST_JSON = 1 << 26
@@ -22,15 +22,6 @@ MOST_ROWS = 20_000_000
 MOST_COLUMNS = 500
 DEEPEST = 40  # lists and objects in one another
 SHOWN = 80  # characters of a value in a message
-
-
-def shown(value: object) -> str:
-    """A value as a message quotes it.
-
-    >>> shown("x" * 200)[:5]
-    "'xxxx"
-    """
-    return printable(repr(value[:1000] if isinstance(value, str) else value), SHOWN)
 
 
 def refuse(path: Path, what: str, example: str) -> NoReturn:
@@ -85,13 +76,15 @@ def read_text(path: Path, most: int = MOST_BYTES, example: str = "record it anew
         refuse(path, f"must be UTF-8 text; byte {error.start} is not ({error.reason})", example)
 
 
-def read_json(path: Path, schema: Mapping[str, Any], example: str = "make it anew.") -> Any:
+def read_json(path: Path, schema: Mapping[str, Any], example: str = "make it anew.", strict: bool = True) -> Any:
     """A JSON file whose content fits a schema.
 
     Args:
         path: The file.
         schema: JSON Schema, draft 2020-12.
         example: Ends the message, a working one.
+        strict: Whether NaN and numbers beyond a float are refused here; False where a caller says better where they
+            stand.
 
     Raises:
         ValueError: if the file cannot be read, is no strict JSON (NaN, a number beyond a float, a key twice), is nested
@@ -99,7 +92,8 @@ def read_json(path: Path, schema: Mapping[str, Any], example: str = "make it ane
     """
     text = read_text(path, MOST_JSON, example)
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
+        hooks: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _finite} if strict else {}
+        value = json.loads(text, object_pairs_hook=_once, **hooks)
     except RecursionError:
         refuse(path, f"may nest lists and objects {DEEPEST} deep; it goes deeper", example)
     except ValueError as error:

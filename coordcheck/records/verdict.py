@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from coordcheck.records.read import MOST_BYTES, numbers, read_bytes, read_csv, read_json, refuse, shown
+from coordcheck.records.names import shown
+from coordcheck.records.read import MOST_BYTES, numbers, read_bytes, read_csv, read_json, refuse
 
 AGAIN = "run the check again, or remove this file: its records are then judged by the default gate."
 AUDIT_AGAIN = "run the check again, or remove this file: the check is then judged without an audit."

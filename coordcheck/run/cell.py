@@ -25,6 +25,7 @@ class Cell(ABC):
         readable: Whether `determinants` say all that numbers depend on; not so where a user's code makes them.
         draws: Whether training draws random numbers from torch's global generator, so that runs must not go on at a
             time; None as long as it is not known.
+        shares: Whether models have a module in common, whose hooks would record the runs of all of them.
         readout: The readout's init where it is known what it should be.
         corpus_sha256: Hash of the text, where there is one.
     """
@@ -35,6 +36,7 @@ class Cell(ABC):
     cross_entropy: bool = True
     readable: bool = True
     draws: bool | None = False
+    shares: bool = False
     readout: str | None = None
     corpus_sha256: str | None = None
 

@@ -18,7 +18,8 @@ class Scaled(Wrapped):
         cell: Whose twin this is.
         smallest: The width at which both are the same.
         rates: Exponent of the factor on every learning rate.
-        weights: Exponent of the factor on every initial weight of two or more dimensions.
+        weights: Exponent of the factor on every initial weight of two or more dimensions that is trained; a frozen one
+            may belong to other models too.
     """
 
     def __init__(self, cell: Cell, smallest: int, *, rates: float = 0.0, weights: float = 0.0):
@@ -33,7 +34,7 @@ class Scaled(Wrapped):
         if self.weights:
             with torch.no_grad():
                 for parameter in model.parameters():
-                    if parameter.dim() >= 2:
+                    if parameter.dim() >= 2 and parameter.requires_grad:
                         parameter.mul_((width / self.smallest) ** self.weights)
         return model
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coordcheck.config.arguments import one_line, shown
+from coordcheck.records.names import one_line, shown
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -85,6 +85,7 @@ def dry_run(cell: Cell, width: int, seed: int) -> Dryrun:
     model = cell.on_meta(width) if runnable is None else runnable
     parameters = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
     counter = FlopCounterMode(display=False)
+    # on meta a model may stop with any error where it needs values: what was counted up to there counts
     with suppress(Exception), counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         if runnable is not None:
             cell.loss(runnable, cell.batch(seed, META))

@@ -182,7 +182,7 @@ class RunQueue:
                     if records is not None:
                         frames[futures[future]] = records
                     progress.advance(bar, cost(futures[future][0]))
-            except BaseException:
+            except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordcheck.config.arguments import one_line
+from coordcheck.records.names import one_line
 
 LONGEST = 300  # characters of somebody else's message
 PACKAGE = str(Path(__file__).parents[1])

@@ -38,6 +38,11 @@ class Wrapped(Cell):
         """The cell's."""
         return self.cell.draws
 
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """The cell's."""
+        return self.cell.shares
+
     def tried_out(self, recomputes: bool) -> None:
         """Passed on."""
         self.cell.tried_out(recomputes)

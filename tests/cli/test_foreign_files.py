@@ -148,6 +148,26 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, override, said
     refused(tmp_path, *CHEAP, override, said=said)
 
 
+TINY_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+
+
+def test_what_hydra_itself_cannot_write_is_one_sentence_with_its_place(tmp_path):
+    refused(tmp_path, *CHEAP, "hydra.run.dir=mine", prelude=TINY_FILES, said="mine cannot be written (File too large)")
+    said = "sweep cannot be written (File too large). The jobs of the sweep after it were not run. Choose"
+    sweep = ("-m", *CHEAP, "steps=2,3", "hydra.sweep.dir=sweep")
+    refused(tmp_path, *sweep, prelude=TINY_FILES, said=said)
+
+
+def test_a_file_in_the_place_of_a_jobs_directory_is_one_sentence(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "1").write_text("mine")
+    sweep = ("-m", *CHEAP, "steps=2,3", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}")
+    line = refused(tmp_path, *sweep, said="sweep/1 cannot be written (File exists). The jobs of the sweep after it")
+    assert "hydra.sweep.dir=checks/mine" in line
+    assert (tmp_path / "sweep" / "0" / "verdict.json").exists()
+    assert (tmp_path / "sweep" / "1").read_text() == "mine"
+
+
 def test_a_full_disk_is_one_sentence_and_in_a_sweep_one_for_each_job(tmp_path):
     refused(tmp_path, *CHEAP, prelude=SMALL_FILES, said="cannot be written (")
     code, out, err = run(tmp_path, "-m", *CHEAP, "readout=zero,constant", prelude=SMALL_FILES)

@@ -117,7 +117,7 @@ def test_junit_markdown_and_the_step_summary(checks, monkeypatch):
         (["nowhere"], 1, "nowhere holds no records.parquet"),
         (["before", "--update"], 1, "`--update` and `--tolerance` need `--baseline`"),
         (["before", "--baseline", "b.json", "--accept-failing"], 1, "so it needs `--update`"),
-        (["before", "--baseline", "missing.json"], 1, "must be a file that coordcheck-gate wrote"),
+        (["before", "--baseline", "missing.json"], 1, "missing.json cannot be read (No such file or directory)"),
         (["before", "--baseline", "missing.json", "--tolerance", "-1"], 1, "`--tolerance` is a finite number"),
         ([], 2, "directory"),
     ],
