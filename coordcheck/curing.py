@@ -95,9 +95,9 @@ class Cure(CureTable):
         Raises:
             ValueError: if a group has no learning rate, or the table is another model's.
         """
-        from coordcheck.models.cured import check_names, param_groups
+        from coordcheck.models.cured import check_names, names_of, param_groups
 
-        check_names(self, dict(model.named_parameters()))
+        check_names(self, names_of(model))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         given = [{"params": trained}] if groups is None else groups
         own = [{**defaults, **({} if lr is None else {"lr": lr}), **group} for group in given]

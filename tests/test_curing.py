@@ -171,6 +171,31 @@ def trained(model, groups, compiled=False):
     return [parameter.detach() for parameter in model.parameters()]
 
 
+def test_wrappers_do_not_hide_the_names():
+    model = seeded(128)
+    plain = TABLE.param_groups(model, 128, lr=1.0)
+    compiled = TABLE.param_groups(torch.compile(model, backend="eager"), 128, lr=1.0)
+    assert [(group["lr"], list(map(id, group["params"]))) for group in compiled] == [
+        (group["lr"], list(map(id, group["params"]))) for group in plain
+    ]
+    assert len({group["lr"] for group in plain}) == 2
+
+
+def test_several_optimizers_are_cured_each():
+    from coordcheck.models.cured import rescale
+    from coordcheck.observe.optimizer import Together
+
+    model = seeded(128)
+    parts = [torch.optim.SGD([model.head.weight], lr=1.0), torch.optim.SGD([model.embedding.weight], lr=1.0)]
+    both = rescale(TABLE, model, 128, Together(parts))
+    before = model.head.weight.detach().clone(), model.embedding.weight.detach().clone()
+    for parameter in (model.head.weight, model.embedding.weight):
+        parameter.grad = torch.ones_like(parameter)
+    both.step()
+    assert torch.allclose(before[0] - model.head.weight, torch.tensor(0.25), atol=1e-6)
+    assert torch.allclose(before[1] - model.embedding.weight, torch.tensor(1.0), atol=1e-6)
+
+
 def seeded(width):
     torch.manual_seed(0)
     return build(width)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NO_TORCH, run
 from torch import nn
 
 import coordcheck
+from conftest import NO_TORCH, run
 from coordcheck.config.load import load
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +52,15 @@ def test_python_runs(code, tmp_path, monkeypatch, capsys):
         compile(code, "example", "exec")
         assert re.search(r"coord_check\(build, batch, widths=.*\)\.assert_passes\(\)", code)
         return
+    if "coordcheck.jax" in code:
+        pytest.importorskip("flax", reason="JAX is not installed: pip install 'coordcheck[jax]'")
     small = code.replace("widths=(64, 128, 256, 512)", "widths=(64, 128, 256)").replace("(8, 65)", "(2, 17)")
     names = {"coordcheck": coordcheck, "torch": torch, "build": build, "batch": batch, "optimizer": adam}
+    if "Cure.load" in code:
+        (path,) = re.findall(r'Cure.load\("(.*)"\)', code)
+        table = {"version": 1, "base_width": 64, "entries": [{"parameters": ["1.weight"], "role": "hidden", "lr": -1}]}
+        coordcheck.Cure.from_dict(table).save(path)
+        names["model"] = build(1024 if "width=1024" in code else 256)
     if "Recorder" not in code:
         exec(small, names)
         if "BASE = 64" in code:
@@ -68,8 +75,8 @@ def test_python_runs(code, tmp_path, monkeypatch, capsys):
             optimizer.step()
 
         loop = {**names, "model": model, "train_step": train_step, "batches": [batch(0)[0]] * 3}
-        assert "width=4096" in code
-        exec(code.replace("4096", str(width)), loop)
+        assert re.search("width=(4096|256),", code)
+        exec(re.sub("4096|256", str(width), code), loop)
     code, out, err = run(tmp_path, "checks/mine", "--expect", "sp", entry="report", prelude=NO_TORCH)
     assert code == 4 and err == "", out  # one seed has no interval
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.judge.cure import CureTable, Exponents
+from coordcheck.observe.modules import named_modules, named_parameters
+from coordcheck.observe.optimizer import Together
 from coordcheck.run.cell import Cell
 from coordcheck.run.wrapped import Wrapped
 
@@ -26,13 +28,18 @@ def initialize(cure: CureTable, model: nn.Module, width: int) -> None:
             "this model was initialized by a cure before; a second time would scale its weights twice. For example "
             "build it anew."
         )
-    parameters = dict(model.named_parameters())
+    parameters = names_of(model)
     check_names(cure, parameters)
     with torch.no_grad():
         for name, parameter in parameters.items():
             if power := cure.exponents(name).std:
                 parameter.mul_((width / cure.base_width) ** power)
     _initialized.add(model)
+
+
+def names_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names that the model's author gave them, whatever wraps it: a compiler, DDP, checkpoints."""
+    return dict(named_parameters(dict(named_modules(model))))
 
 
 def check_names(cure: CureTable, names: Mapping[str, Any]) -> None:
@@ -64,7 +71,7 @@ def param_groups(
     Returns:
         The groups in their order, with ``initial_lr`` for schedulers.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in names_of(model).items()}
     width_mult = width / cure.base_width
     split: list[dict[str, Any]] = []
     for group in groups:
@@ -86,6 +93,8 @@ def param_groups(
 
 def rescale(cure: CureTable, model: nn.Module, width: int, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The same optimizer with its groups split by what the cure says of them; call it before the first step."""
+    if isinstance(optimizer, Together):
+        return Together([rescale(cure, model, width, part) for part in optimizer.parts])
     optimizer.param_groups[:] = param_groups(cure, model, width, optimizer.param_groups)
     return optimizer
 
@@ -100,7 +109,7 @@ def attach(cure: CureTable, model: nn.Module, width: int) -> None:
         return
     if model in _attached:
         raise ValueError("a cure is attached to this model already. For example build it anew.")
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     for name, power in cure.multipliers.items():
         if name not in modules or modules[name] is model:
             raise ValueError(

@@ -1,0 +1,64 @@
+"""Models of transformers, in standard parametrization as their library makes them, and what their cure comes to.
+
+    python benchmarks/cure_types.py [TYPE ...]
+
+writes ``benchmarks/cure_types.md``, a row for each type: how many exponents change, and the check before and after.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from coordcheck.config.load import load
+from coordcheck.curing import Cured, cure_config
+from coordcheck.judge.verdict import FAILURES
+
+TYPES = [
+    *("llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma2", "phi", "phi3", "falcon", "olmo2"),
+    *("cohere", "granite", "stablelm", "smollm3", "mixtral", "qwen2_moe", "olmoe", "t5", "bart", "pegasus"),
+]
+WIDTHS, SEEDS = "[64,128,256]", 3
+RESULT = Path(__file__).with_suffix(".md")
+
+
+def cure_type(name: str) -> Cured | str:
+    """The cure of a model type, or why there is none."""
+    with tempfile.TemporaryDirectory() as runs:
+        overrides = ["model=hf", f"model.config={name}", f"widths={WIDTHS}", f"seeds={SEEDS}", f"runs={runs}"]
+        try:
+            return cure_config(load(overrides))
+        except ValueError as error:
+            return str(error)
+
+
+def row(name: str, result: Cured | str) -> str:
+    """A line of the table."""
+    if isinstance(result, str):
+        return f"| {name} | | | | {result} |"
+    cells = []
+    for check in (result.before, result.after):
+        counts = check.slopes["verdict"].value_counts()
+        at_fault = int(counts[counts.index.isin(FAILURES)].sum())
+        cells.append(f"{check.verdict}: {at_fault} at fault, {int(counts.get('inconclusive', 0))} undecided")
+    first = str(result.after.findings[0]) if result.after.verdict == "fail" else ""
+    return f"| {name} | {result.cure.changes} | {cells[0]} | {cells[1]} | {first} |"
+
+
+def main(names: list[str]) -> None:
+    """Writes the table, a row at a time."""
+    rows = [
+        "# Cures of transformers' models: the output of `python benchmarks/cure_types.py`",
+        "",
+        f"Widths {WIDTHS}, {SEEDS} seeds, Adam.",
+        "",
+        "| type | exponents changed | before | after | first at fault after |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in names or TYPES:
+        rows.append(row(name, cure_type(name)))
+        print(rows[-1], flush=True)
+        RESULT.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
