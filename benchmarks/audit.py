@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from coordcheck.check import audit_cell
+from coordcheck.auditing import audit_cell
 from coordcheck.config.load import load
 from coordcheck.models.configured import ConfiguredCell
 from coordcheck.observe.writes import WriteTracer

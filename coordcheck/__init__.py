@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordcheck.check import audit, coord_check
+    from coordcheck.auditing import audit
+    from coordcheck.check import coord_check
     from coordcheck.curing import Cure, cure
     from coordcheck.judge.finding import Finding
     from coordcheck.observe.before_wrapping import roles
@@ -22,7 +23,7 @@ _HOMES = {
     "Cure": "coordcheck.curing",
     "Finding": "coordcheck.judge.finding",
     "Recorder": "coordcheck.observe.recorder",
-    "audit": "coordcheck.check",
+    "audit": "coordcheck.auditing",
     "coord_check": "coordcheck.check",
     "cure": "coordcheck.curing",
     "merge": "coordcheck.records.merge",

@@ -5,8 +5,7 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from coordcheck.auditing import audit_cell, in_training, of_jax
 from coordcheck.config.accept import accepted_quantities
 from coordcheck.config.arguments import LARGEST, directory, whole
 from coordcheck.config.call import check_accepted, check_options, gate_of
-from coordcheck.config.rules import check_axes, check_budget, check_modules, check_widths, member, seeds_of
+from coordcheck.config.rules import check_axes, check_budget, check_modules, member, seeds_of
 from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Expect, FlaxConfig, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.diagnose.lacking import lacking
@@ -29,7 +29,6 @@ from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn, optim
 
     from coordcheck.run.cell import Cell
@@ -174,7 +173,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
     """
     directory("runs", config.runs, "checks/runs")
     if isinstance(config.model, FlaxConfig):
-        checked: CoordCheck = _of_jax().check(config)
+        checked: CoordCheck = of_jax().check(config)
         return checked
     from coordcheck.models.families import make_cell
     from coordcheck.run.device import pick_device
@@ -198,36 +197,6 @@ def check_config(config: CheckConfig) -> CoordCheck:
             workers=config.workers,
             config=dataclasses.asdict(config),
         )
-
-
-def audit_config(config: CheckConfig) -> Audit:
-    """Audits what a configuration names.
-
-    Raises:
-        ValueError: naming the value, the rule and a working example.
-    """
-    if isinstance(config.model, FlaxConfig):
-        audited: Audit = _of_jax().audit(config)
-        return audited
-    from coordcheck.models.families import make_cell
-
-    return audit_cell(make_cell(config), config.widths, config.gate)
-
-
-def _of_jax() -> Any:
-    """The room of JAX, where its packages are installed.
-
-    Raises:
-        ValueError: if they are not.
-    """
-    try:
-        from coordcheck.jax import configured
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"model=flax needs JAX's packages, and {error.name} is not installed. "
-            f"For example pip install 'coordcheck[jax]'."
-        ) from error
-    return configured
 
 
 def twin_of(cell: "Cell", gate: GateConfig, smallest: int) -> "tuple[Cell, str]":
@@ -385,110 +354,6 @@ def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
         queue.store = RunStore(Path(store), determinants, reuse=reuse)
 
 
-def audit(
-    build: "Callable[[int], nn.Module]",
-    widths: Sequence[int] = (64, 128, 256),
-    optimizer: "Callable[[nn.Module], optim.Optimizer] | None" = None,
-    expect: str = "mup",
-    *,
-    decay: str | None = None,
-    batch: Any = None,
-    loss: "Callable[[nn.Module, Any], Tensor] | None" = None,
-    accept: Sequence[str] = (),
-) -> Audit:
-    """Audits how a model of yours is initialized, and how that and its learning rates scale. Nothing is trained.
-
-    Args:
-        build: From width to an initialized, parametrized model with the same parameter names at every width, or to such
-            a model and its optimizer; called with torch's global generator seeded.
-        widths: d_model, at least three distinct values.
-        optimizer: From model to its optimizer; None leaves learning rates and decays out.
-        expect: Whose exponents to expect, "mup" or "sp".
-        decay: As for :func:`coord_check`.
-        batch: As for :func:`coord_check`. With one, a forward pass is run at each width, and roles and forward
-            multipliers are read; without, they are assumed from shapes and classes.
-        loss: Likewise.
-        accept: Deviations that are meant, as for :func:`coord_check`; they are listed as accepted and fail nothing.
-
-    Returns:
-        The audit: its ``parameters`` (one row each), ``findings`` and ``verdict``.
-
-    Raises:
-        ValueError: naming the value, the rule and a working example.
-
-    Example:
-        >>> from torch import nn, optim
-        >>> def build(width):
-        ...     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
-        >>> report = audit(build, optimizer=lambda model: optim.Adam(model.parameters(), lr=1e-3))
-        >>> report.parameters.loc[[2], ["parameter", "std_exponent", "lr_exponent", "verdict"]].round(1).values.tolist()
-        [['2.weight', -0.5, 0.0, 'learning_rate']]
-    """
-    import torch
-
-    from coordcheck.models.given import audited_functions, least_of_audit
-    from coordcheck.models.own import OwnCell, default_optimizer
-    from coordcheck.run.estimate import fitting
-
-    wanted = check_widths(widths)
-    gate = gate_of(expect, decay, accept)
-    make_model, make_optimizer = audited_functions(build, optimizer)
-    with in_training():
-        fitting(lambda width: least_of_audit(build, width), wanted, torch.device("cpu"))
-        if batch is None:
-            return _audited(make_model, wanted, make_optimizer, gate)
-        cell = OwnCell(build, batch, optimizer or default_optimizer(), loss, wanted, trained=False)
-        return audit_cell(cell, wanted, gate, with_optimizer=optimizer is not None)
-
-
-def audit_cell(cell: "Cell", widths: Sequence[int], gate: GateConfig, with_optimizer: bool = True) -> Audit:
-    """Audits a cell on CPU, as :func:`audit` does a model.
-
-    Args:
-        cell: What is built.
-        widths: At least three.
-        gate: Whose exponents to expect, and how far beyond them still passes.
-        with_optimizer: Whether learning rates and decays are looked at.
-    """
-    import torch
-
-    cpu = torch.device("cpu")
-
-    def forward(model: "nn.Module") -> object:
-        return cell.loss(model, cell.batch(0, cpu))
-
-    return _audited(
-        lambda width: cell.build(width, 0, cpu),
-        widths,
-        (lambda model: cell.optimizer(model, min(widths))) if with_optimizer else None,
-        gate,
-        forward,
-    )
-
-
-def _audited(
-    build: "Callable[[int], nn.Module]",
-    widths: Sequence[int],
-    optimizer: "Callable[[nn.Module], optim.Optimizer] | None",
-    gate: GateConfig,
-    forward: "Callable[[nn.Module], object] | None" = None,
-) -> Audit:
-    import torch
-
-    from coordcheck.observe.parameters import measure
-
-    ascending = sorted(widths)
-    threads = torch.get_num_threads()
-    # on a machine that does other things, threads wait for each other longer than these short operations take
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            measured = measure(build, ascending, optimizer, forward)
-    finally:
-        torch.set_num_threads(threads)
-    return Audit.from_parameters(measured, ascending, gate.expect, gate.tolerance.exponent, gate.decay, gate.accept)
-
-
 def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:
     """Entries of the parameters of the narrowest and the widest model, by width; a tied one counts once."""
     ends = {min(widths), max(widths)}
@@ -499,13 +364,3 @@ def current_versions() -> dict[str, str]:
     """Of Python and of the packages that make the numbers."""
     packages = ("coordcheck", "torch", "mup", "numpy", "pandas")
     return {"python": python_version(), **{name: version(name) for name in packages}}
-
-
-@contextmanager
-def in_training(device: "torch.device | None" = None) -> Iterator[None]:
-    """Lets gradients flow, whatever mode the caller is in, and leaves torch's global generators as they were."""
-    import torch
-
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-        yield

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from coordcheck.check import audit_cell, check_cell, in_training, twin_of
+from coordcheck.auditing import audit_cell, in_training
+from coordcheck.check import check_cell, twin_of
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_budget, member, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, Expect, GateConfig, Precision

@@ -22,7 +22,7 @@ def main() -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
-    from coordcheck.check import audit_config
+    from coordcheck.auditing import audit_config
     from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TABLE, AUDIT_TEXT
     from coordcheck.records.lock import locked
     from coordcheck.report.console import make_console, print_audit

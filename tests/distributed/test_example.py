@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import NO_TORCH, run
 
 SCRIPT = Path(__file__).parents[2] / "examples/fsdp2/train.py"

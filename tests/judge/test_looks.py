@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import synthetic
 
+from conftest import synthetic
 from coordcheck.judge.looks import (
     Auto,
     confidence_of,

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import row
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from conftest import row
 from coordcheck import Recorder
 from coordcheck.observe import gradients
 

@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 from conftest import tiny_cell, tiny_config
 from coordcheck import audit
-from coordcheck.check import audit_cell
+from coordcheck.auditing import audit_cell
 from coordcheck.observe.parameters import _error, _exponents
 from coordcheck.observe.writes import root_mean_square
 from coordcheck.result import Audit, read_audit

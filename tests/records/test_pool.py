@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import NO_TORCH, run
 
+from conftest import NO_TORCH, run
 from coordcheck import merge
 from coordcheck.records.merge import read_records, save_run
 

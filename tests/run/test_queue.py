@@ -165,7 +165,7 @@ def test_a_width_that_ran_out_of_memory_at_one_seed_is_left_out_as_a_whole(tmp_p
 
 def test_the_code_is_part_of_the_key(monkeypatch, tmp_path):
     before = RunStore(tmp_path, {})._path(64, 0)
-    monkeypatch.setattr("coordcheck.records.store.code_hash", lambda: "other")
+    monkeypatch.setattr("coordcheck.records.store.code_hash", lambda rooms: "other")
     assert RunStore(tmp_path, {})._path(64, 0) != before
     assert len(code_hash()) == 64
 
