@@ -16,11 +16,11 @@ QUICK += ["steps=1", "control=false", "audit=false"]
 FOREIGN = """
 import coordcheck.check as c
 from pathlib import Path
-save = c.CoordCheck.save
+save = c.CoordCheck.save_text
 def overwritten(self, directory):
     save(self, directory)
     (Path(directory) / "verdict.json").write_text('{"verdict": "pass"}')
-c.CoordCheck.save = overwritten
+c.CoordCheck.save_text = overwritten
 """
 LAUNCHER = """
 import os
