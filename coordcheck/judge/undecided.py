@@ -10,7 +10,7 @@ from coordcheck.judge.finding import Curve, Finding, describe
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.statistics import half_width
 from coordcheck.judge.verdict import worst_first
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.schema import LOSS, ROOT, WEIGHTS
 
 MANY_SEEDS = 1000
 
@@ -37,7 +37,9 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
     in mup's format, which know no count, state other roles.
     """
+    of_parameters = {*records["module"][records["kind"].isin(WEIGHTS)]}
     parameter = records["module"].str.endswith(("weight", "bias"))  # as gradients are recorded
+    parameter |= records["module"].isin(of_parameters)
     stated = (
         ~parameter
         & records["role"].notna()

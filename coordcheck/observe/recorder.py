@@ -5,7 +5,7 @@ GPU. What the sizes should be, and how they scale, is for the modules that read 
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
@@ -24,32 +24,12 @@ from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
 from coordcheck.observe.effective_update import StartingPoint, updated_parameters
 from coordcheck.observe.frame import Entry, frame_of
+from coordcheck.observe.latest import Latest
 from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
+from coordcheck.observe.weights import Weights
 from coordcheck.records.merge import save_run
-from coordcheck.records.schema import CLASSES, LOSS, ROOT
-
-
-class _Latest:
-    """What was computed of the latest tensor: a container mostly hands on the output of its last child."""
-
-    def __init__(self) -> None:
-        self._tensor: Tensor | None = None
-        self._version = 0
-        self._results: dict[Hashable, Any] = {}
-
-    def of(self, tensor: Tensor, what: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, which depends on `what` and on the entries of `tensor` alone."""
-        version = -1 if tensor.is_inference() else tensor._version
-        if tensor is not self._tensor or version != self._version or version < 0:
-            self._tensor, self._version, self._results = tensor, version, {}
-        if what not in self._results:
-            self._results[what] = compute()
-        return self._results[what]
-
-    def forget(self) -> None:
-        """Lets the tensor go, whose graph would keep memory."""
-        self._tensor, self._results = None, {}
+from coordcheck.records.schema import CLASSES, LOSS, ROOT, WEIGHTS
 
 
 class Recorder:
@@ -71,7 +51,9 @@ class Recorder:
             by parameters under theirs. Deltas keep a copy of what they need of the outputs of step 0, effective updates
             one of some rows of the weights. Gradients are those of whatever ``backward`` was called on: of micro-
             batches, those by outputs are pooled and those by parameters are what they add up to, before any clipping.
-            Outputs have none inside a reentrant checkpoint, nor where the model then changes them in place.
+            Outputs have none inside a reentrant checkpoint, nor where the model then changes them in place. "weight"
+            W_t and "update" W_t - W_0 are of each parameter, with its spectral norm; updates keep a copy of all weights
+            of step 0.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name; by default from the ``infshape`` that mup attached.
 
@@ -122,6 +104,8 @@ class Recorder:
         self._order: dict[str, int] = {}
         self._first: dict[tuple[str, str], list[tuple[torch.Size, Tensor]]] = {}
         self._start: dict[str, StartingPoint] = {}
+        own = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in self.roles]
+        self._weights = Weights(model, own, roles, self.kinds) if {*self.kinds} & {*WEIGHTS} else None
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
@@ -129,7 +113,7 @@ class Recorder:
         self._calls: dict[str, int] = {}
         self._calls_at_first: dict[str, int] | None = None
         self._stack: list[str] = []
-        self._latest, self._latest_gradient = _Latest(), _Latest()
+        self._latest, self._latest_gradient = Latest(), Latest()
         self._recording = self._ran = False
         self._with_gradients = True
         self._training: bool | None = None
@@ -146,7 +130,7 @@ class Recorder:
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
             self._handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True))
-        if "gradient" in self.kinds:
+        if "gradient" in self.kinds or "update" in self.kinds:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad and name.rpartition(".")[0] in self.roles:
                     hook = self._record_parameter_gradient(name)
@@ -244,7 +228,9 @@ class Recorder:
         Returns:
             One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS`: l1 the
             mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
-            the number of non-finite entries among count. ``attrs["classes"]`` is the last dimension of what the last
+            the number of non-finite entries among count; then ``spectral``, the largest singular value, of the kinds
+            "weight" and "update", and ``input_rms``, of what a layer's weight met, of "effective_update" where "update"
+            is recorded too (NaN elsewhere). ``attrs["classes"]`` is the last dimension of what the last
             readout gave.
         """
         varying = self._varying | self._mismatched.keys()
@@ -256,6 +242,7 @@ class Recorder:
             width=self.width,
             seed=self.seed,
         )
+        frame = frame if self._weights is None else self._weights.without_unreached(frame)
         if self._classes is not None:
             frame.attrs[CLASSES] = self._classes
         return frame
@@ -313,6 +300,8 @@ class Recorder:
             self._training = self.model.training
         self._recording = self._recording and self.model.training == self._training
         if self._recording:
+            if self._weights is not None and not self._ran:
+                self._entries += self._weights.entries(self.current_step)
             self._ran = True
             assert self._observer is not None
             self._observer.__enter__()  # type: ignore[no-untyped-call]
@@ -377,6 +366,10 @@ class Recorder:
     def _record_parameter_gradient(self, name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             assert parameter.grad is not None
+            if self._weights is not None:
+                self._weights.reached.add(name)
+            if "gradient" not in self.kinds:
+                return
             gradient, role = parameter.grad.to_dense(), self._parameter_roles.get(name)
             # in place of what an earlier micro-batch of this step left
             entry = Entry(self.current_step, name, "", role, "gradient", gradient.numel(), sums(gradient))
@@ -389,8 +382,9 @@ class Recorder:
             if name not in self._start and (parameters := updated_parameters(module)):
                 self._start[name] = StartingPoint(module, parameters)
         elif name in self._start:
+            met = self._start[name].input_rms(module, args, kwargs) if "update" in self.kinds else None
             for part, tensor in _tensors(self._start[name].effective_update(module, args, kwargs)):
-                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
+                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor), met)
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
         name = self._stack[-1]
@@ -399,9 +393,18 @@ class Recorder:
             if logits.numel():
                 self._add(name, "[attention_logits]", "attention_logits", "activation", logits.numel(), sums(logits))
 
-    def _add(self, name: str, part: str, role: str | None, kind: str, count: int, of_call: Sums | Norms) -> None:
+    def _add(
+        self,
+        name: str,
+        part: str,
+        role: str | None,
+        kind: str,
+        count: int,
+        of_call: Sums | Norms,
+        met: Tensor | None = None,
+    ) -> None:
         self._order.setdefault((name or ROOT) + part, len(self._order))
-        self._entries.append(Entry(self.current_step, name, part, role, kind, count, of_call))
+        self._entries.append(Entry(self.current_step, name, part, role, kind, count, of_call, input_rms=met))
 
 
 def _in_backward() -> bool:

@@ -13,11 +13,13 @@ from coordcheck.records.names import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("activation", "delta", "effective_update", "gradient")
+KINDS = ("activation", "delta", "effective_update", "gradient", "weight", "update")
+WEIGHTS = ("weight", "update")  # the kinds that are of parameters alone, and whose size is the spectral norm
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 
 
 LOSS = "loss"  # the role of the loss
+UNKNOWN = "unknown"  # that of a parameter whose weight or update was recorded without saying what it is
 CLASSES = "classes"  # the name, among the attrs of a frame, of how many the last readout tells apart
 ARROW = " -> "  # between the rules that wrote a parameter, in an audit
 
@@ -37,6 +39,9 @@ RECORD_COLUMNS = (
     "count",
 )
 
+# behind these, NaN where there is none: the spectral norm of a weight or an update, and the root mean square of what
+# met the weight of an effective update
+ADDED_COLUMNS = ("spectral", "input_rms")
 RUN_AND_CURVE = ["width", "seed", "step", "module", "kind"]  # what a record is of
 LEAST = {"width": 1, "seed": -np.inf, "step": 0, "order": 0}  # whole numbers, from where on
 # columns that slopes and tables add beside those of the cell, which may not have their names
@@ -49,7 +54,7 @@ DERIVED = frozenset(
 
 def cell_columns(frame: "pd.DataFrame") -> list[str]:
     """The columns of `frame`, records or slopes, that say which cell: all that stand before the known ones."""
-    known = {*RECORD_COLUMNS, "slope"}
+    known = {*RECORD_COLUMNS, *ADDED_COLUMNS, "slope"}
     return [name for name in frame.columns[: next(i for i, c in enumerate(frame.columns) if c in known)]]
 
 
@@ -57,7 +62,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
     """Makes sure that a frame which anybody may have written can be judged.
 
     Returns:
-        The records, whole numbers as such.
+        The records, whole numbers as such, with :data:`ADDED_COLUMNS`.
 
     Raises:
         ValueError: if there are no records but the loss, a column is missing or unknown, a value is not what its column
@@ -67,7 +72,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
         raise ValueError("there are no records to judge. For example record one step: recorder.step().")
     missing = [name for name in RECORD_COLUMNS if name not in records.columns]
     cell = [] if missing else cell_columns(records)
-    strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *cell)]
+    strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *ADDED_COLUMNS, *cell)]
     taken = [name for name in cell if name in DERIVED or not isinstance(name, str)]
     problems = {"these lack": missing, "among or after them stand": strange, "of another meaning are": taken}
     problems["twice stand"] = [name for name in records.columns[records.columns.duplicated()]]
@@ -80,6 +85,8 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
     typed = records.assign(**{name: _whole(records, name, least) for name, least in LEAST.items()})
     for name in ("l1", "rms", "max", "nonfinite", "count"):
         typed[name] = _size(records, name)
+    for name in ADDED_COLUMNS:
+        typed[name] = _size(records, name) if name in records else np.nan
     for name in ("module", "kind", "role"):
         _check_words(records, name, optional=name == "role")
     typed["role"] = records["role"].astype("string")
@@ -93,6 +100,10 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
             f"the kind of a record is one of {list(KINDS)}; got {printable(unknown, 200)}. "
             f"For example records[records['kind'] == 'activation']."
         )
+    of_weights = records["kind"].isin(WEIGHTS)
+    _refuse_rows(
+        typed, "spectral", of_weights & typed["spectral"].isna() & (typed["nonfinite"] == 0), "the norm of each weight"
+    )
     repeated = typed.duplicated([*cell, *RUN_AND_CURVE])
     if repeated.any():
         first = ", ".join(f"{name} {records[name][repeated].iloc[0]}" for name in RUN_AND_CURVE)
@@ -174,9 +185,10 @@ def curve_columns(frame: "pd.DataFrame") -> list[str]:
 
 
 def sizes(records: "pd.DataFrame") -> "pd.Series":
-    """The size whose slope is fitted: l1, or rms where a recorder knew only that."""
+    """The size whose slope is fitted: the spectral norm of weights, else l1, or rms where a recorder knew only that."""
     unknown = records["l1"].isna() & (records["nonfinite"] == 0)
-    return records["l1"].where(~unknown, records["rms"])
+    size = records["l1"].where(~unknown, records["rms"])
+    return size.where(~records["kind"].isin(WEIGHTS), records["spectral"]) if "spectral" in records else size
 
 
 def repeated_seeds(records: "pd.DataFrame") -> list[int]:

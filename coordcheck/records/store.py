@@ -17,7 +17,7 @@ import pandas as pd
 from coordcheck.records.files import write_atomically
 from coordcheck.records.names import one_line
 from coordcheck.records.read import read_parquet
-from coordcheck.records.schema import RECORD_COLUMNS, check_records
+from coordcheck.records.schema import ADDED_COLUMNS, RECORD_COLUMNS, check_records
 
 NUMBERS = ("models", "observe", "run")  # the rooms whose code makes them
 CHECKSUM = "checksum"  # its name among the attrs of a stored frame
@@ -78,12 +78,13 @@ class RunStore:
 
 def _verified(path: Path, width: int, seed: int) -> pd.DataFrame:
     records = read_parquet(path)
+    columns = tuple(records.columns)
     try:
-        records = check_records(records)
+        records = check_records(records)[[*columns]]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     claimed = records.attrs.pop(CHECKSUM, None)
-    if tuple(records.columns) != RECORD_COLUMNS:
+    if columns not in (RECORD_COLUMNS, (*RECORD_COLUMNS, *ADDED_COLUMNS)):
         raise ValueError(f"{path} has the columns {list(records.columns)}.")
     if claimed != checksum(records):
         raise ValueError(f"{path} does not have the values of its checksum.")
