@@ -43,4 +43,5 @@ def alignments(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     names += ["n_widths", "n_seeds"]
     if not len(told):
         return pd.DataFrame(columns=names)
-    return fit(told, confidence).rename(columns={"slope": "alignment"})[names].dropna(subset="alignment")
+    found = fit(told, confidence).rename(columns={"slope": "alignment"})[names].dropna(subset="alignment")
+    return found.astype({"n_widths": int, "n_seeds": int})

@@ -62,7 +62,7 @@ class _Row:
 def frame_of(
     entries: Sequence[Entry], order: Mapping[str, int], left_out: Callable[[Entry], bool], *, width: int, seed: int
 ) -> pd.DataFrame:
-    """Records, with one transfer from the device, and one more where there are spectral norms.
+    """Records, with one transfer from the device, and one more for each column that is added.
 
     Args:
         entries: What was measured.
@@ -72,8 +72,8 @@ def frame_of(
         seed: For the records.
 
     Returns:
-        One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS` and behind
-        them :data:`coordcheck.records.schema.ADDED_COLUMNS`.
+        One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS`, and behind
+        them those of :data:`coordcheck.records.schema.ADDED_COLUMNS` that were measured.
     """
     rows: dict[tuple[int, str, str], _Row] = {}
     places = dict(order)
@@ -91,5 +91,8 @@ def frame_of(
     names = (*RECORD_COLUMNS, *ADDED_COLUMNS)
     values = zip(*records, strict=True) if records else [()] * len(names)
     columns: dict[str, Any] = dict(zip(names, values, strict=True))
+    for name in ADDED_COLUMNS:
+        if all(getattr(entry, name) is None for entry in entries):
+            del columns[name]
     # made as text at once: a conversion of the frame takes a millisecond, a tenth of what a small run costs
     return pd.DataFrame({**columns, "role": pd.array(columns["role"], dtype="string")})

@@ -39,8 +39,8 @@ RECORD_COLUMNS = (
     "count",
 )
 
-# behind these, NaN where there is none: the spectral norm of a weight or an update, and the root mean square of what
-# met the weight of an effective update
+# behind these, where they were measured: the spectral norm of a weight or an update, and the root mean square of what
+# met the weight of an effective update; NaN elsewhere
 ADDED_COLUMNS = ("spectral", "input_rms")
 RUN_AND_CURVE = ["width", "seed", "step", "module", "kind"]  # what a record is of
 LEAST = {"width": 1, "seed": -np.inf, "step": 0, "order": 0}  # whole numbers, from where on
@@ -62,7 +62,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
     """Makes sure that a frame which anybody may have written can be judged.
 
     Returns:
-        The records, whole numbers as such, with :data:`ADDED_COLUMNS`.
+        The records, whole numbers as such.
 
     Raises:
         ValueError: if there are no records but the loss, a column is missing or unknown, a value is not what its column
@@ -85,8 +85,8 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
     typed = records.assign(**{name: _whole(records, name, least) for name, least in LEAST.items()})
     for name in ("l1", "rms", "max", "nonfinite", "count"):
         typed[name] = _size(records, name)
-    for name in ADDED_COLUMNS:
-        typed[name] = _size(records, name) if name in records else np.nan
+    for name in records.columns.intersection([*ADDED_COLUMNS]):
+        typed[name] = _size(records, name)
     for name in ("module", "kind", "role"):
         _check_words(records, name, optional=name == "role")
     typed["role"] = records["role"].astype("string")
@@ -100,10 +100,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
             f"the kind of a record is one of {list(KINDS)}; got {printable(unknown, 200)}. "
             f"For example records[records['kind'] == 'activation']."
         )
-    of_weights = records["kind"].isin(WEIGHTS)
-    _refuse_rows(
-        typed, "spectral", of_weights & typed["spectral"].isna() & (typed["nonfinite"] == 0), "the norm of each weight"
-    )
+    _check_norms(typed)
     repeated = typed.duplicated([*cell, *RUN_AND_CURVE])
     if repeated.any():
         first = ", ".join(f"{name} {records[name][repeated].iloc[0]}" for name in RUN_AND_CURVE)
@@ -113,6 +110,18 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
         )
     refuse_the_loss_alone(records)
     return typed
+
+
+def _check_norms(records: "pd.DataFrame") -> None:
+    """Makes sure that what is judged of a weight is there."""
+    of_weights = records["kind"].isin(WEIGHTS) & (records["nonfinite"] == 0)
+    if of_weights.any() and "spectral" not in records:
+        raise ValueError(
+            f"records of the kinds {list(WEIGHTS)} have their norms in the column spectral, behind count; there is "
+            f"none. For example records[~records['kind'].isin({list(WEIGHTS)})]."
+        )
+    if of_weights.any():
+        _refuse_rows(records, "spectral", of_weights & records["spectral"].isna(), "the norm of each weight and update")
 
 
 def _refuse_rows(records: "pd.DataFrame", name: str, wrong: "pd.Series", rule: str) -> None:

@@ -78,13 +78,12 @@ class RunStore:
 
 def _verified(path: Path, width: int, seed: int) -> pd.DataFrame:
     records = read_parquet(path)
-    columns = tuple(records.columns)
     try:
-        records = check_records(records)[[*columns]]
+        records = check_records(records)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     claimed = records.attrs.pop(CHECKSUM, None)
-    if columns not in (RECORD_COLUMNS, (*RECORD_COLUMNS, *ADDED_COLUMNS)):
+    if tuple(name for name in records.columns if name not in ADDED_COLUMNS) != RECORD_COLUMNS:
         raise ValueError(f"{path} has the columns {list(records.columns)}.")
     if claimed != checksum(records):
         raise ValueError(f"{path} does not have the values of its checksum.")
