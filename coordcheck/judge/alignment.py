@@ -31,7 +31,7 @@ def alignments(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     own = records[(records["kind"] == "effective_update") & records["role"].isin(GROWING)]
     own = own[own["input_rms"].notna()] if "input_rms" in own else own.iloc[:0]
     updates = records[records["kind"] == "update"]
-    layers = own["module"].str.partition("[")[0]
+    layers = [module.partition("[")[0] for module in own["module"]]
     weights = [f"{layer}.weight".removeprefix(f"{ROOT}.") for layer in layers]
     keys = [*cell_columns(records), *(name for name in RUN_AND_CURVE if name not in ("module", "kind"))]
     sizes = updates[[*keys, "module", "rms"]].rename(columns={"module": "of", "rms": "update_rms"})

@@ -152,7 +152,7 @@ class Recorder:
         if self._stack and self._recording:
             # an interrupt within a forward pass: torch calls hooks after exceptions, but not after that
             assert self._observer is not None
-            self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._observer.__exit__(None, None, None)
         self._stack.clear()
         self._observer = None
         assert self._eager is not None
@@ -309,7 +309,7 @@ class Recorder:
     def _end_pass(self) -> None:
         if self._recording:
             assert self._observer is not None
-            self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._observer.__exit__(None, None, None)
             self._latest.forget()
 
     def _record_outputs(self, name: str, module: nn.Module, output: Any) -> None:
@@ -386,7 +386,7 @@ class Recorder:
             for part, tensor in _tensors(self._start[name].effective_update(module, args, kwargs)):
                 self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor), met)
 
-    def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
+    def _record_attention(self, query: Tensor, key: Tensor, scale: float | Tensor) -> None:
         name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
             logits = attention_logits(query, key, scale)

@@ -168,7 +168,7 @@ def draw_alignments(axes: Axes, alignments: pd.DataFrame, modules: Sequence[str]
     axes.set_title("align-\nment", fontsize=10)
     axes.set_facecolor("#e6e6e6")
     axes.set_xticks([0], [f"{alignments['step'].max()}"], fontsize=SMALL)
-    axes.set_xlabel("½ … 1", fontsize=SMALL + 1)
+    axes.set_xlabel("step", fontsize=SMALL + 1)
     axes.tick_params(length=0)
     for place in np.flatnonzero(~np.isnan(column)):
         axes.text(0, int(place), f"{column[place]:.2f}", ha="center", va="center", fontsize=SMALL - 1, in_layout=False)
