@@ -28,20 +28,24 @@ def alignments(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         One row per layer and step in forward order: the cell's columns, ``module order role step alignment ci_low
         ci_high n_widths n_seeds``. No rows where a kind is missing.
     """
-    own = records[(records["kind"] == "effective_update") & records["role"].isin(GROWING)]
-    own = own[own["input_rms"].notna()] if "input_rms" in own else own.iloc[:0]
-    updates = records[records["kind"] == "update"]
-    layers = [module.partition("[")[0] for module in own["module"]]
-    weights = [f"{layer}.weight".removeprefix(f"{ROOT}.") for layer in layers]
-    keys = [*cell_columns(records), *(name for name in RUN_AND_CURVE if name not in ("module", "kind"))]
-    sizes = updates[[*keys, "module", "rms"]].rename(columns={"module": "of", "rms": "update_rms"})
-    joined = own.assign(of=weights).merge(sizes, on=[*keys, "of"], how="inner")
-    ratio = joined["rms"] / (joined["update_rms"] * joined["input_rms"])
-    usable = np.isfinite(ratio) & (ratio > 0)
-    told = joined.assign(l1=ratio)[usable].drop(columns=["of", "update_rms"])
     names = [*cell_columns(records), "module", "order", "role", "step", "alignment", "ci_low", "ci_high"]
     names += ["n_widths", "n_seeds"]
+    own = records[(records["kind"] == "effective_update") & records["role"].isin(GROWING)]
+    own = own[own["input_rms"].notna()] if "input_rms" in own else own.iloc[:0]
+    told = _ratios(own, records[records["kind"] == "update"]) if len(own) else own
     if not len(told):
         return pd.DataFrame(columns=names)
     found = fit(told, confidence).rename(columns={"slope": "alignment"})[names].dropna(subset="alignment")
     return found.astype({"n_widths": int, "n_seeds": int})
+
+
+def _ratios(own: pd.DataFrame, updates: pd.DataFrame) -> pd.DataFrame:
+    """Effective updates, as their l1 their size over that of the weight's change and of the input."""
+    keys = [*cell_columns(own), *(name for name in RUN_AND_CURVE if name not in ("module", "kind"))]
+    sizes = updates[[*keys, "module", "rms"]].rename(columns={"module": "of", "rms": "update_rms"})
+    layers = [module.partition("[")[0] for module in own["module"]]
+    weights = [f"{layer}.weight".removeprefix(f"{ROOT}.") for layer in layers]
+    joined = own.assign(of=weights).merge(sizes, on=[*keys, "of"], how="inner")
+    ratio = joined["rms"] / (joined["update_rms"] * joined["input_rms"])
+    usable = np.isfinite(ratio) & (ratio > 0)
+    return joined.assign(l1=ratio)[usable].drop(columns=["of", "update_rms"])
