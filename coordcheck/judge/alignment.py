@@ -48,4 +48,5 @@ def _ratios(own: pd.DataFrame, updates: pd.DataFrame) -> pd.DataFrame:
     joined = own.assign(of=weights).merge(sizes, on=[*keys, "of"], how="inner")
     ratio = joined["rms"] / (joined["update_rms"] * joined["input_rms"])
     usable = np.isfinite(ratio) & (ratio > 0)
-    return joined.assign(l1=ratio)[usable].drop(columns=["of", "update_rms"])
+    told: pd.DataFrame = joined.assign(l1=ratio)[usable].drop(columns=["of", "update_rms"])
+    return told

@@ -66,6 +66,9 @@ def _checked(path: Path) -> pd.DataFrame:
 def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Records of several runs as one frame, in the order of width and seed.
 
+    Runs stand beside each other and nothing is added up, so that a spectral norm, which does not add, stays that of its
+    run; a column that only some runs have is NaN in the others.
+
     Args:
         frames: One for each run.
 
