@@ -86,7 +86,7 @@ def coord_check(
         optimizer: From model to its optimizer; by default that of ``configs/optimizer/adam.yaml``: Adam, learning
             rate 1e-3, mup's where every parameter has an ``infshape``.
         loss: From model and batch to a scalar; by default :func:`coordcheck.run.loss.default_loss`.
-        kinds: A selection of "activation", "delta", "effective_update" and "gradient", see
+        kinds: A selection of "activation", "delta", "effective_update", "gradient", "weight" and "update", see
             :class:`coordcheck.Recorder`.
         expect: Whose exponents the slopes are held against, "mup" or "sp".
         device: "auto" for a GPU if there is one, or any torch device.

@@ -21,6 +21,7 @@ from coordcheck.judge.audit import COLUMNS, AuditResult
 from coordcheck.judge.control import Control
 from coordcheck.judge.judgement import Judgement
 from coordcheck.records.files import (
+    ALIGNMENTS,
     AUDIT_PICTURE,
     AUDIT_TABLE,
     AUDIT_TEXT,
@@ -93,7 +94,10 @@ class CoordCheck(Judgement):
         save_figure(report_figure(self), Path(path), self.config)
 
     def save(self, directory: str | Path) -> None:
-        """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically."""
+        """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically.
+
+        And ``alignment.csv``, where there are alignment exponents.
+        """
         with locked(Path(directory), PATIENCE):
             self.save_text(directory)
             self.save_pictures(directory)
@@ -106,6 +110,10 @@ class CoordCheck(Judgement):
         with locked(directory, PATIENCE):
             write_atomically(directory / RECORDS, self.records.to_parquet)
             write_atomically(directory / SLOPES, lambda path: self.slopes.to_csv(path, index=False))
+            if len(self.alignments):
+                write_text(directory / ALIGNMENTS, self.alignments.to_csv(index=False))
+            else:
+                (directory / ALIGNMENTS).unlink(missing_ok=True)
             write_text(directory / VERDICT, self.to_json())
             write_text(directory / REPORT_TEXT, check_markdown(self))
             if self.audit is not None:

@@ -116,7 +116,7 @@ def check_axes(widths: Any, seeds: Any, steps: Any, kinds: Any) -> Axes:
         ValueError: naming the value, the rule and a working example.
     """
     axes = Axes(check_widths(widths), check_seeds(seeds), check_steps(steps), check_kinds(kinds))
-    if axes.steps == 1 and "activation" not in axes.kinds:
+    if axes.steps == 1 and not {"activation", "weight"} & {*axes.kinds}:
         raise ValueError(
             f"`steps` is at least 2 where only changes since step 0 or gradients are recorded; got steps=1 "
             f"kinds={axes.kinds}. For example steps=4."

@@ -57,7 +57,7 @@ def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control
     """
     judged = judge(fit(records, gate.confidence), gate)
     if gate.expect != Expect.sp:
-        changes = judged["kind"].isin(("delta", "effective_update"))
+        changes = judged["kind"].isin(("delta", "effective_update", "update"))
         judged = judged[changes if changes.any() else judged["step"] > 0]
     seen = judged[judged["verdict"].isin(("explodes", "nonfinite"))]
     beyond = judged[(judged["verdict"] == "inconclusive") & (judged["slope"] > judged["expected_high"])]

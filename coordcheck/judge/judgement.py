@@ -12,6 +12,7 @@ import pandas as pd
 
 from coordcheck.config.schema import GateConfig
 from coordcheck.judge import verdict as verdicts
+from coordcheck.judge.alignment import alignments
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.control import MORE, Control
 from coordcheck.judge.diagnose import diagnose
@@ -42,6 +43,8 @@ class Judgement:
         config: What was run, JSON-serializable.
         versions: Of Python and of the packages that made the numbers.
         corpus_sha256: Of the text, where there was one.
+        alignments: One row per layer and step, see :func:`coordcheck.judge.alignment.alignments`; none unless the kinds
+            "effective_update" and "update" were recorded.
     """
 
     records: pd.DataFrame
@@ -57,6 +60,7 @@ class Judgement:
     config: dict[str, Any]
     versions: dict[str, str]
     corpus_sha256: str | None
+    alignments: pd.DataFrame
 
     @classmethod
     def from_records(
@@ -116,6 +120,7 @@ class Judgement:
             config=config,
             versions=dict(versions or {}),
             corpus_sha256=corpus_sha256,
+            alignments=alignments(records, gate.confidence),
         )
 
     def cell(self) -> str:

@@ -7,8 +7,12 @@ learning rates of its tables 3, 8 and 9; Everett et al. (arXiv 2407.05872) for s
 from dataclasses import dataclass
 from math import inf, nan
 
+from coordcheck.records.schema import UNKNOWN, WEIGHTS
+
 TPV = "Tensor Programs V, arXiv 2203.03466"
 EVERETT = "Everett et al., arXiv 2407.05872"
+NO_CLAIM = "no claim"
+SPECTRAL = "Yang, Simon, Bernstein, arXiv 2310.17813, condition 1"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ def expected(
     Args:
         parametrization: "mup" or "sp".
         role: Of the module; "attention_logits" for q·k, "loss" for the loss.
-        kind: "activation", "delta", "effective_update" or "gradient".
+        kind: "activation", "delta", "effective_update", "gradient", "weight" or "update"; of the last two the slope is
+            that of the spectral norm, of a weight that no forward multiplier follows.
         step: Updates done before.
         readout: "constant", "zero" or "fan_in" where the init of the readout is known; None allows each that muP
             allows. Standard parametrization allows fan-in alone, so there it does not matter.
@@ -49,6 +54,8 @@ def expected(
         return Expectation(-inf, inf, "no claim: the loss falls as the logits shrink, and as training goes")
     if kind == "gradient":
         return _gradient(parametrization, role)
+    if kind in WEIGHTS:
+        return _spectral(parametrization, role, kind)
     if parametrization == "mup":
         return _mup(role, kind, step, readout, heads_grow)
     if parametrization == "sp":
@@ -66,6 +73,8 @@ def _mup(role: str, kind: str, step: int, readout: str | None, heads_grow: bool)
         start = {"constant": -0.5, "fan_in": -1.0}.get(readout or "", -0.5)
         if step == 0 and readout in ("constant", "fan_in"):
             return Expectation(start, start, f"{TPV}, table 8: width independent terms, multiplied by 1/width")
+        # A delta too begins as the change of a sum of independent terms: where the std is constant it tends to width^0,
+        # and a correct GPT shows -0.37 over widths 64 to 512 and -0.21 over 256 to 2048 (benchmarks/README.md)
         return Expectation(start, 0.0, f"{TPV}, appendix J: training correlates the terms of the logits")
     if role == "projection" and kind != "effective_update":
         # like a readout's output, or kept at size 1: either will do for what reads it
@@ -89,6 +98,23 @@ def _gradient(parametrization: str, role: str) -> Expectation:
     if parametrization == "mup" and role in _MUP_GRADIENTS:
         return Expectation(*_MUP_GRADIENTS[role], f"{TPV}, appendix J: backward pass")
     return Expectation(-inf, inf, "no claim")
+
+
+# A matrix of F x width independent entries has the norm sqrt(F) + sqrt(width): up to width F a weight with a fixed side
+# may lie a half away from sqrt(fan_out / fan_in). Its update, which few directions make, does not. A readout may start
+# smaller, down to a fan-in init. A projection of independent terms keeps the size of its output with a norm that keeps
+# its own.
+_NORMS = {"input": 0.5, "hidden": 0.0, "readout": -0.5, "projection": -0.5, "vector": 0.5, "fixed": 0.0}
+_NORMS_OF_WEIGHTS = {"input": (0.0, 0.5), "readout": (-1.0, -0.5), "projection": (-1.0, 0.0)}
+
+
+def _spectral(parametrization: str, role: str, kind: str) -> Expectation:
+    if parametrization != "mup" or role == UNKNOWN:
+        return Expectation(-inf, inf, f"{NO_CLAIM}: the spectral condition is muP's and needs the role of a weight")
+    low, high = _NORMS[role], _NORMS[role]
+    if kind == "weight":
+        low, high = _NORMS_OF_WEIGHTS.get(role, (low, high))
+    return Expectation(low, high, f"{SPECTRAL}: norms of W and its change like sqrt(fan_out / fan_in)")
 
 
 def _sp(role: str, kind: str, step: int, update: str) -> Expectation:
@@ -182,13 +208,18 @@ def _mup_forms(role: str, update: str, multiplier: float | None, step: float, st
     lr = _RATE["adam" if update == "adafactor" else update][role] - step - (std if update == "adafactor" else 0.0)
     slope = 2 if update == "sgd" else 1
     source = f"{TPV}, tables 3, 8 and 9" if update in ("adam", "sgd") else DERIVED
-    multipliers = [-shift for shift in _SHIFTS.get(role, (0.0,))] if multiplier is None else [multiplier]
+    multipliers = possible_multipliers(role) if multiplier is None else (multiplier,)
     result = []
     for m in multipliers:
         at_zero = role in ("vector", "fixed") or (role == "readout" and multiplier is not None)
         smallest = -inf if at_zero else _STD[role] - m - (0.5 if role == "projection" else 0.0)
         result.append(Form(_STD[role] - m, lr - slope * m, m + 0.0, source, smallest))
     return tuple(result)
+
+
+def possible_multipliers(role: str) -> tuple[float, ...]:
+    """Exponents of the forward multipliers that a weight of a role may have in one of the usual forms of muP."""
+    return tuple(-shift for shift in _SHIFTS.get(role, (0.0,)))
 
 
 def _sp_forms(role: str, tied: bool, multiplier: float | None, readout_multiplier: float | None) -> tuple[Form, ...]:

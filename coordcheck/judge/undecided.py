@@ -10,7 +10,7 @@ from coordcheck.config.schema import GateConfig
 from coordcheck.judge.finding import Curve, Finding, describe
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.verdict import borders, worst_first
-from coordcheck.records.schema import LOSS, PARAMETERS_OF, ROOT
+from coordcheck.records.schema import LOSS, PARAMETERS_OF, ROOT, WEIGHTS
 
 CLEAR = 2.0  # standard errors between a slope and its border, from which on the runs that decide can be told
 MOST_TIMES = 10.0  # as many runs as there are
@@ -49,7 +49,9 @@ def weights(records: pd.DataFrame) -> dict[str, str]:
     A recorder states the role of these modules only, and that of attention logits and the loss, which have none. Frames
     in mup's format, which know no count, state other roles.
     """
+    of_parameters = {*records["module"][records["kind"].isin(WEIGHTS)]}
     parameter = records["module"].str.endswith(PARAMETER_NAMES)  # as gradients are recorded
+    parameter |= records["module"].isin(of_parameters)
     stated = (
         ~parameter
         & records["role"].notna()

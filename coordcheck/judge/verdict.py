@@ -10,9 +10,10 @@ from coordcheck.config.schema import GateConfig
 from coordcheck.judge.accepted import explained
 from coordcheck.judge.audit_findings import AuditFinding
 from coordcheck.judge.loss import InitialLoss
+from coordcheck.judge.norms import weight_ranges
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.theory import expected
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.schema import LOSS, ROOT, WEIGHTS
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
 SEEN = 0.1  # how well a slope shows an exponent that was read
@@ -54,6 +55,7 @@ def judge(
     if initial_loss is not None and initial_loss.exceeds_chance(gate.diagnosis.initial_loss) and not tied:
         starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
         ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
+    ranges = weight_ranges(slopes, ranges, parameters)
     judged = slopes.copy()
     position = judged.columns.get_loc("ci_high")
     assert isinstance(position, int)
@@ -223,7 +225,7 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
     final = slopes.groupby("kind")["step"].transform("max")
-    waiting = slopes["kind"].isin(("effective_update", "gradient")) & (slopes["step"] < final)
+    waiting = slopes["kind"].isin(("effective_update", "gradient", *WEIGHTS)) & (slopes["step"] < final)
     # behind a zero branch, as LoRA's B, everything waits a step more; what never moves is dead
     key = slopes["module"] + "\n" + slopes["kind"]
     moves_later = key.isin(key[(slopes["step"] == final) & (slopes["n_zero"] == 0)])

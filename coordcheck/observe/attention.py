@@ -1,4 +1,4 @@
-"""Attention logits q·k of any model that leaves attention to torch's functions, seen where they are called."""
+"""Attention logits q·k of any model, seen where torch's attention is called, or where a softmax makes it attention."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from coordcheck.observe.explicit_attention import ExplicitAttention
 from coordcheck.observe.sums import at_least_float32, thinned, without_autocast
 
 
 @torch.no_grad()
-def attention_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def attention_logits(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
     """``scale * query @ key^T`` for some queries and keys, evenly spaced, so that long sequences take no memory.
 
     The causal mask, which would hide half of them, is ignored.
@@ -21,7 +22,7 @@ def attention_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     Args:
         query: (..., H, L, K); see :func:`coordcheck.observe.sums.thinned` for those that are used.
         key: (..., H or a divisor of H, S, K); likewise.
-        scale: What query·key is multiplied by.
+        scale: What query·key is multiplied by; one number, or a tensor (..., H, 1, 1).
 
     Returns:
         (..., H, L', S'), at least float32; where fewer heads have keys, (..., heads of keys, L' H / heads of keys, S').
@@ -67,13 +68,19 @@ def projected_heads(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 class AttentionObserver(TorchFunctionMode):
-    """Sees every attention that the model computes by one of torch's functions, with its actual scale."""
+    """Sees every attention that the model computes, by one of torch's functions or by hand, with its actual scale."""
 
     multi_head = inspect.signature(F.multi_head_attention_forward)
 
-    def __init__(self, seen: Callable[[Tensor, Tensor, float], None]):
+    def __init__(self, seen: Callable[[Tensor, Tensor, Any], None]):
         super().__init__()
         self.seen = seen
+        self.explicit = ExplicitAttention(seen)
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends a forward pass."""
+        self.explicit.forget()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -86,4 +93,6 @@ class AttentionObserver(TorchFunctionMode):
             call.apply_defaults()
             query, key = projected_heads(call.arguments)
             self.seen(query, key, query.shape[-1] ** -0.5)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.explicit.after(func, args, kwargs or {}, result)
+        return result

@@ -103,6 +103,22 @@ class StartingPoint:
             module._parameters = parameters
             vars(module).update(whole)
 
+    @torch.no_grad()
+    def input_rms(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The root mean square of what the weight meets, at the positions of :meth:`effective_update`.
+
+        An embedding, which sums nothing, has none. The readout of the mup package multiplies its input first.
+        """
+        if isinstance(module, nn.Embedding):
+            return None
+        found = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        x = at_least_float32(thinned(found[0])) if found and found[0].is_floating_point() else None
+        if x is None or not x.numel():
+            return None
+        size: Tensor = torch.linalg.vector_norm(x) / x.numel() ** 0.5
+        # its multiplier, as MuReadout.forward has it
+        return size * float(module.output_mult / module.width_mult()) if isinstance(module, mup.MuReadout) else size
+
     def _change(self, parameter: Tensor, before: Tensor) -> Tensor:
         change = at_least_float32(self._chosen(parameter)) - at_least_float32(before)
         if hasattr(parameter, "infshape"):  # mup's readout asks its weight for it

@@ -2,9 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from coordcheck.observe.ranks import is_distributed
@@ -67,6 +68,19 @@ def check_parallel(model: nn.Module) -> None:
             _refuse(f"DeepSpeed's ZeRO stage 3, which took away {name}")
         if outside and hasattr(parameter, "_fsdp_flattened"):
             _refuse(f"the inside of a model that FSDP1 wraps, as the one of {name}; give it what wraps it")
+
+
+def check_one_process(kinds: Sequence[str]) -> None:
+    """Makes sure that kinds that are of whole weights are recorded where weights are whole.
+
+    Raises:
+        ValueError: if several processes train the model.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"`kinds` {list(kinds)} are recorded in one process, for the norm of a weight is not that of its parts; "
+            f"got {dist.get_world_size()} processes. For example kinds=['activation', 'effective_update']."
+        )
 
 
 def _refuse(what: str) -> None:

@@ -24,15 +24,16 @@ from coordcheck.observe.effective_update import StartingPoint, updated_parameter
 from coordcheck.observe.frame import Entry, frame_of
 from coordcheck.observe.gradients import ParameterGradients, classes_of, divisor, listen, running_divisor
 from coordcheck.observe.latest import Latest
-from coordcheck.observe.modules import named_modules, select_modules, tensors
-from coordcheck.observe.parallel import check_parallel, flattened, warn_of_lost_roles
+from coordcheck.observe.modules import named_modules, named_parameters, select_modules, tensors
+from coordcheck.observe.parallel import check_one_process, check_parallel, flattened, warn_of_lost_roles
 from coordcheck.observe.pipeline import Pipeline, is_schedule
 from coordcheck.observe.ranks import gathered, local, place, rank_of
 from coordcheck.observe.roles import attached_roles, check_eager, check_roles
 from coordcheck.observe.sums import Norms, Sums, sums, thinned
+from coordcheck.observe.weights import Weights
 from coordcheck.records.merge import save_run
 from coordcheck.records.names import shown
-from coordcheck.records.schema import CLASSES, LOSS, LOSS_MODULE, ROOT, VARYING
+from coordcheck.records.schema import CLASSES, LOSS, LOSS_MODULE, ROOT, VARYING, WEIGHTS
 
 
 class Recorder:
@@ -61,7 +62,8 @@ class Recorder:
             batches, those by outputs are pooled, divided by what DDP, FSDP or a pipeline divide those of parameters by.
             Those by parameters are what the optimizer is about to use, after any clipping; in a loop without an
             optimizer of ``torch.optim`` what :meth:`step` finds. Outputs have none inside a reentrant checkpoint, nor
-            where the model then changes them in place.
+            where the model then changes them in place. "weight" W_t and "update" W_t - W_0 are of each parameter, with
+            its spectral norm, in one process; updates keep a copy of all weights of step 0.
         modules: Names or shell patterns ("blocks.0.*") of modules to record; None for all.
         roles: Role of each parameter by name, see :func:`coordcheck.roles`; by default from the ``infshape`` that mup
             attached, which neither FSDP nor tensor parallelism leaves there.
@@ -120,6 +122,8 @@ class Recorder:
         self._order: dict[str, int] = {}
         self._first: dict[tuple[str, str], list[tuple[torch.Size, Tensor]]] = {}
         self._start: dict[str, StartingPoint] = {}
+        own = {name: p for name, p in named_parameters(named) if name.rpartition(".")[0] in self.roles}
+        self._weights = Weights(model, own, roles, self.kinds) if {*self.kinds} & {*WEIGHTS} else None
         self._compared = False
         self._mismatched: dict[str, str] = {}
         self._varying: set[str] = set()
@@ -142,6 +146,8 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         check_parallel(self.model)
+        if self._weights is not None:
+            check_one_process([kind for kind in WEIGHTS if kind in self.kinds])
         gradients = "gradient" in self.kinds
         self._own_divisor = divisor(self.model, gradients)
         self._flattened = flattened(self.model)
@@ -158,6 +164,8 @@ class Recorder:
                 updating = self._updating(name)
                 self._handles.append(module.register_forward_hook(updating, with_kwargs=True, prepend=True))
             self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+        if self._weights is not None:
+            self._handles += self._weights.hooks()
         if gradients:
             self._between.callback(listen(self._record_parameter_gradients))
         return self
@@ -177,7 +185,7 @@ class Recorder:
         if self._stack and self._recording:
             # an interrupt within a forward pass: torch calls hooks after exceptions, but not after that
             assert self._observer is not None
-            self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._observer.__exit__(None, None, None)
         self._stack.clear()
         self._observer = None
         self._between.close()
@@ -262,8 +270,10 @@ class Recorder:
         Returns:
             One row per (step, module, kind) with the columns :data:`coordcheck.records.schema.RECORD_COLUMNS`: l1 the
             mean of abs x, rms the root of the mean of x^2, max the largest abs x (all dimensionless), nonfinite
-            the number of non-finite entries among count. ``attrs["classes"]`` is the last dimension of what the last
-            readout gave, unless ranks may have split it by hand.
+            the number of non-finite entries among count; then ``spectral``, the largest singular value, of the kinds
+            "weight" and "update", and ``input_rms``, of what a layer's weight met, of "effective_update" where "update"
+            is recorded too (NaN elsewhere). ``attrs["classes"]`` is the last dimension of what the last readout gave,
+            unless ranks may have split it by hand.
 
         Raises:
             ValueError: if this rank is not in `group`.
@@ -277,6 +287,7 @@ class Recorder:
             width=self.width,
             seed=self.seed,
         )
+        frame = frame if self._weights is None else self._weights.without_unreached(frame)
         if self._classes is not None:
             frame.attrs[CLASSES] = self._classes
         if varying:
@@ -355,6 +366,8 @@ class Recorder:
             self._training = self.model.training
         self._recording = self._recording and self.model.training == self._training
         if self._recording:
+            if self._weights is not None and not self._ran:
+                self._entries += self._weights.entries(self.current_step)
             self._ran = True
             self._divisor = self._whole_on = running_divisor(self._own_divisor)
             if isinstance(self.model, Pipeline):
@@ -365,7 +378,7 @@ class Recorder:
     def _end_pass(self) -> None:
         if self._recording:
             assert self._observer is not None
-            self._observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._observer.__exit__(None, None, None)
             self._latest.forget()
 
     def _record_outputs(self, name: str, module: nn.Module, output: Any) -> None:
@@ -444,11 +457,12 @@ class Recorder:
                 if parameters:
                     self._start[name] = StartingPoint(module, parameters)
         elif name in self._start:
+            met = self._start[name].input_rms(module, args, kwargs) if "update" in self.kinds else None
             for part, update in tensors(self._start[name].effective_update(module, args, kwargs)):
                 tensor = local(update)
-                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor))
+                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor), met=met)
 
-    def _record_attention(self, query: Tensor, key: Tensor, scale: float) -> None:
+    def _record_attention(self, query: Tensor, key: Tensor, scale: float | Tensor) -> None:
         name = self._stack[-1]
         if name in self.roles and "activation" in self.kinds:
             logits = attention_logits(local(query), local(key), scale)
@@ -456,10 +470,19 @@ class Recorder:
                 self._add(name, "[attention_logits]", "attention_logits", "activation", logits.numel(), sums(logits))
 
     def _add(
-        self, name: str, part: str, role: str | None, kind: str, count: int, of_call: Sums | Norms, divisor: float = 1.0
+        self,
+        name: str,
+        part: str,
+        role: str | None,
+        kind: str,
+        count: int,
+        of_call: Sums | Norms,
+        divisor: float = 1.0,
+        met: Tensor | None = None,
     ) -> None:
         self._place(name, (name or ROOT) + part)
-        self._entries.append(Entry(self.current_step, name, part, role, kind, count, of_call, divisor))
+        entry = Entry(self.current_step, name, part, role, kind, count, of_call, divisor, input_rms=met)
+        self._entries.append(entry)
 
     def _place(self, name: str, label: str) -> None:
         """Gives a module's output or parameter its place in forward order, if it has none."""

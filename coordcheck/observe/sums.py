@@ -74,6 +74,16 @@ def moved(measured: Sequence[Sums | Norms]) -> list[Sums]:
     return [_of_norms(*next(there)) if isinstance(norms, Norms) else norms for norms in measured]
 
 
+def moved_numbers(measured: Sequence[Tensor | None]) -> list[float]:
+    """Tensors without dimensions as numbers, with one transfer from the device; NaN for None."""
+    waiting = [number for number in measured if number is not None]
+    if not waiting:
+        return [math.nan] * len(measured)
+    dtype = reduce(torch.promote_types, (number.dtype for number in waiting))
+    there = iter(torch.stack([number.to(waiting[0].device, dtype) for number in waiting]).tolist())
+    return [math.nan if number is None else next(there) for number in measured]
+
+
 def _of_norms(total: float, length: float, largest: float, nonfinite: float) -> Sums:
     return Sums(total, length * length, largest, nonfinite)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 RECORDED = "recorded"  # a directory with a file for each run that a recorder saved
 RECORDS, SLOPES, VERDICT = "records.parquet", "slopes.csv", "verdict.json"
 REPORT_PICTURE, REPORT_TEXT = "report.png", "report.md"
+ALIGNMENTS = "alignment.csv"
 AUDIT_TABLE, AUDIT_TEXT, AUDIT_PICTURE = "audit.csv", "audit.md", "audit.png"
 
 TEMPORARY = ".coordcheck-"  # how the names of temporary files begin

@@ -73,6 +73,9 @@ def _checked(path: Path) -> pd.DataFrame:
 def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Records of several runs as one frame, in the order of width and seed; those of a run's ranks become one run.
 
+    Runs stand beside each other and nothing is added up, so that a spectral norm, which does not add, stays that of its
+    run; a column that only some runs have is NaN in the others.
+
     Args:
         frames: One for each run, or one for each rank of it, as :meth:`coordcheck.Recorder.save` writes them.
 

@@ -13,11 +13,13 @@ from coordcheck.records.names import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("activation", "delta", "effective_update", "gradient")
+KINDS = ("activation", "delta", "effective_update", "gradient", "weight", "update")
+WEIGHTS = ("weight", "update")  # the kinds that are of parameters alone, and whose size is the spectral norm
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 
 
 LOSS, LOSS_MODULE = "loss", "(loss)"  # the role of the loss, and what stands for its module
+UNKNOWN = "unknown"  # that of a parameter whose weight or update was recorded without saying what it is
 CLASSES = "classes"  # the name, among the attrs of a frame, of how many the last readout tells apart
 RANK, RANKS = "rank", "ranks"  # likewise: which process of how many a frame is from, where several trained one model
 VARYING = "varying"  # likewise: modules whose outputs were not the same ones at every step, and have no delta
@@ -40,6 +42,9 @@ RECORD_COLUMNS = (
     "count",
 )
 
+# behind these, where they were measured: the spectral norm of a weight or an update, and the root mean square of what
+# met the weight of an effective update; NaN elsewhere
+ADDED_COLUMNS = ("spectral", "input_rms")
 RUN_AND_CURVE = ["width", "seed", "step", "module", "kind"]  # what a record is of
 LEAST = {"width": 1, "seed": -np.inf, "step": 0, "order": 0}  # whole numbers, from where on
 # columns that slopes and tables add beside those of the cell, which may not have their names
@@ -52,7 +57,7 @@ DERIVED = frozenset(
 
 def cell_columns(frame: "pd.DataFrame") -> list[str]:
     """The columns of `frame`, records or slopes, that say which cell: all that stand before the known ones."""
-    known = {*RECORD_COLUMNS, "slope"}
+    known = {*RECORD_COLUMNS, *ADDED_COLUMNS, "slope"}
     return [name for name in frame.columns[: next(i for i, c in enumerate(frame.columns) if c in known)]]
 
 
@@ -70,7 +75,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
         raise ValueError("there are no records to judge. For example record one step: recorder.step().")
     missing = [name for name in RECORD_COLUMNS if name not in records.columns]
     cell = [] if missing else cell_columns(records)
-    strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *cell)]
+    strange = [name for name in records.columns if name not in (*RECORD_COLUMNS, *ADDED_COLUMNS, *cell)]
     taken = [name for name in cell if name in DERIVED or not isinstance(name, str)]
     problems = {"these lack": missing, "among or after them stand": strange, "of another meaning are": taken}
     problems["twice stand"] = [name for name in records.columns[records.columns.duplicated()]]
@@ -82,6 +87,8 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
         )
     typed = records.assign(**{name: _whole(records, name, least) for name, least in LEAST.items()})
     for name in ("l1", "rms", "max", "nonfinite", "count"):
+        typed[name] = _size(records, name)
+    for name in records.columns.intersection([*ADDED_COLUMNS]):
         typed[name] = _size(records, name)
     for name in ("module", "kind", "role"):
         _check_words(records, name, optional=name == "role")
@@ -96,6 +103,7 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
             f"the kind of a record is one of {list(KINDS)}; got {printable(unknown, 200)}. "
             f"For example records[records['kind'] == 'activation']."
         )
+    _check_norms(typed)
     repeated = typed.duplicated([*cell, *RUN_AND_CURVE])
     if repeated.any():
         first = ", ".join(f"{name} {records[name][repeated].iloc[0]}" for name in RUN_AND_CURVE)
@@ -105,6 +113,18 @@ def check_records(records: "pd.DataFrame") -> "pd.DataFrame":
         )
     refuse_the_loss_alone(records)
     return typed
+
+
+def _check_norms(records: "pd.DataFrame") -> None:
+    """Makes sure that what is judged of a weight is there."""
+    of_weights = records["kind"].isin(WEIGHTS) & (records["nonfinite"] == 0)
+    if of_weights.any() and "spectral" not in records:
+        raise ValueError(
+            f"records of the kinds {list(WEIGHTS)} have their norms in the column spectral, behind count; there is "
+            f"none. For example records[~records['kind'].isin({list(WEIGHTS)})]."
+        )
+    if of_weights.any():
+        _refuse_rows(records, "spectral", of_weights & records["spectral"].isna(), "the norm of each weight and update")
 
 
 def _refuse_rows(records: "pd.DataFrame", name: str, wrong: "pd.Series", rule: str) -> None:
@@ -177,9 +197,10 @@ def curve_columns(frame: "pd.DataFrame") -> list[str]:
 
 
 def sizes(records: "pd.DataFrame") -> "pd.Series":
-    """The size whose slope is fitted: l1, or rms where a recorder knew only that."""
+    """The size whose slope is fitted: the spectral norm of weights, else l1, or rms where a recorder knew only that."""
     unknown = records["l1"].isna() & (records["nonfinite"] == 0)
-    return records["l1"].where(~unknown, records["rms"])
+    size = records["l1"].where(~unknown, records["rms"])
+    return size.where(~records["kind"].isin(WEIGHTS), records["spectral"]) if "spectral" in records else size
 
 
 def independent(records: "pd.DataFrame") -> bool:

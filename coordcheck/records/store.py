@@ -17,7 +17,7 @@ import pandas as pd
 from coordcheck.records.files import write_atomically
 from coordcheck.records.names import one_line
 from coordcheck.records.read import read_parquet
-from coordcheck.records.schema import RECORD_COLUMNS, check_records
+from coordcheck.records.schema import ADDED_COLUMNS, RECORD_COLUMNS, check_records
 
 NUMBERS = ("models", "observe", "run")  # the rooms whose code makes them; those of JAX are made by a room of its own
 CHECKSUM = "checksum"  # its name among the attrs of a stored frame
@@ -90,7 +90,7 @@ def _verified(path: Path, width: int, seed: int) -> pd.DataFrame:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     claimed = records.attrs.pop(CHECKSUM, None)
-    if tuple(records.columns) != RECORD_COLUMNS:
+    if tuple(name for name in records.columns if name not in ADDED_COLUMNS) != RECORD_COLUMNS:
         raise ValueError(f"{path} has the columns {list(records.columns)}.")
     if claimed != checksum(records):
         raise ValueError(f"{path} does not have the values of its checksum.")

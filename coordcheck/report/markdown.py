@@ -13,6 +13,7 @@ from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.ruling import Ruling
 from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TEXT, REPORT_PICTURE
 from coordcheck.report.tables import (
+    alignment_rows,
     audit_rows,
     audit_sentences,
     changed_curves,
@@ -50,6 +51,7 @@ def check_markdown(check: Judgement) -> str:
         "",
         *(findings or ["None."]),
         "",
+        *(alignment_section(check.alignments) if len(check.alignments) else []),
         *([] if check.audit is None else audit_section(check.audit)),
         *sources_section(check.slopes["source"], "curves"),
         *([in_markdown(unaudited(check)), ""] if check.unaudited else []),
@@ -66,7 +68,8 @@ def gate_sentence(check: Judgement) -> str:
     said_elsewhere = {"expect", "accept"}
     default = flatten(dataclasses.asdict(default_gate()), without=said_elsewhere)
     own = flatten(dataclasses.asdict(check.gate), without=said_elsewhere)
-    names = [name for name in {**default, **own} if own.get(name) != default.get(name)]
+    # a check that was stored before there was a kind has no number for it
+    names = [name for name in own if own[name] != default.get(name)]
     if not names:
         return ""
     said = ", ".join(f"{name}={own.get(name)} (default {default.get(name)})" for name in names)
@@ -82,6 +85,20 @@ def parameters_section(counts: Mapping[str, int]) -> list[str]:
     """
     sizes = " to ".join(f"{count / 1e6:.3g} M (width {width})" for width, count in counts.items())
     return ["", in_markdown(f"Parameters: {sizes}.")] if sizes else []
+
+
+def alignment_section(alignments: pd.DataFrame) -> list[str]:
+    """Lines on how well the updates of layers are aligned with their inputs."""
+    return [
+        "## Alignment of updates with their inputs",
+        "",
+        "The slope of a layer's effective update minus those of W_t - W_0 and of its input: +0.50 if the terms that it "
+        "sums are independent, +1.00 if they are aligned (Everett et al., arXiv 2407.05872). "
+        "Under Adam aligned terms need a learning rate of width^-1, independent ones of width^-1/2.",
+        "",
+        markdown_table(alignment_rows(alignments)),
+        "",
+    ]
 
 
 def audit_section(audit: AuditResult) -> list[str]:

@@ -42,6 +42,17 @@ def format_slope(row: pd.Series) -> str:
     return f"{row['slope']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
 
 
+def alignment_rows(alignments: pd.DataFrame) -> pd.DataFrame:
+    """The alignment exponents of layers as text, a column for each step."""
+    told = alignments.assign(
+        said=[f"{row.alignment:+.2f} [{row.ci_low:+.2f}, {row.ci_high:+.2f}]" for row in alignments.itertuples()],
+        at=[f"step {step}" for step in alignments["step"]],
+    )
+    layers = told[["module", "role"]].drop_duplicates()
+    table = told.pivot(index="module", columns="at", values="said").reindex(layers["module"]).fillna("")
+    return layers.astype("str").reset_index(drop=True).join(table.reset_index(drop=True))
+
+
 def audit_rows(audit: AuditResult) -> pd.DataFrame:
     """The parameters of an audit as text, faults first."""
     rows = audit.worst_first()

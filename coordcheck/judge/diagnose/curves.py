@@ -12,7 +12,7 @@ from coordcheck.judge.finding import Curve, Finding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.undecided import weights
 from coordcheck.judge.verdict import FAILURES
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.schema import LOSS, ROOT, WEIGHTS
 
 CurveRule = Callable[[pd.Series, Evidence], Diagnosis | None]
 
@@ -70,7 +70,7 @@ def origins(evidence: Evidence, known: Sequence[Finding]) -> Iterator[Finding]:
             first = max(told[key], finding, key=lambda either: either.explains)
             finding = dataclasses.replace(first, parameters=(*told[key].parameters, *parameters))
         told[key] = finding
-        rest = rest[~reached.loc[rest.index]]
+        rest = rest[~reached.loc[rest.index]].drop(curve.name, errors="ignore")
     yield from told.values()
 
 
@@ -103,7 +103,7 @@ def _nonfinite(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _untrained(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    if curve["verdict"] != "dead" or curve["kind"] != "effective_update":
+    if curve["verdict"] != "dead" or curve["kind"] not in ("effective_update", "update"):
         return None
     return Diagnosis(
         "untrained",
@@ -142,6 +142,8 @@ def _readout_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | Non
     row = evidence.weight(curve["module"])
     if evidence.gate.expect != "mup" or (row is not None and row["used_in"]):
         return None  # what was read of its use is judged by the audit
+    if curve["kind"] in WEIGHTS:
+        return None
     if curve["role"] != "readout" or curve["module"].startswith(ROOT) or abs(beyond(curve)) < evidence.limits.certain:
         return None
     if _input_fails(curve, evidence):
@@ -236,7 +238,7 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
         "slope"
     ]
     made_by_update = (own > curve["slope"] - evidence.limits.same).any() and curve["verdict"] == "explodes"
-    if row is None or not (curve["kind"] == "effective_update" or made_by_update):
+    if row is None or not (curve["kind"] in ("effective_update", "update") or made_by_update):
         return None
     if not row["update"]:
         return Diagnosis(

@@ -12,7 +12,7 @@ from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.audit_findings import SMALL_EPSILON
 from coordcheck.judge.finding import describe, format_range
 from coordcheck.judge.verdict import FAILURES
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.records.schema import LOSS, ROOT, WEIGHTS
 
 FAULT_CLASSES = {
     "init": "the init std scales wrongly, or there is none",
@@ -38,6 +38,8 @@ GROWTH = {
     "delta": ("its output's change", "grows", "shrinks"),
     "effective_update": ("its updates", "grow", "shrink"),
     "gradient": ("its gradient", "grows", "shrinks"),
+    "weight": ("its spectral norm", "grows", "shrinks"),
+    "update": ("the spectral norm of its updates", "grows", "shrinks"),
     "attention_logits": ("its attention logits", "grow", "shrink"),
 }
 
@@ -100,18 +102,30 @@ class Evidence:
     @cached_property
     def orders(self) -> dict[str, int]:
         """Place of each module in the forward pass, under its name without an output's index."""
-        forward = self.curves[self.curves["kind"] != "gradient"]  # which names parameters as well
+        # the others name parameters as well
+        forward = self.curves[~self.curves["kind"].isin(("gradient", *WEIGHTS))]
         orders = forward.groupby(without_index(forward["module"]))["order"].min()
         return {str(module): int(order) for module, order in orders.items()}
 
     def order(self, module: str) -> int:
-        """Place of a module in the forward pass; a module that was not recorded comes last."""
-        return self.orders.get(module.partition("[")[0], len(self.orders))
+        """Place of a module, or of that of a parameter, in the forward pass; one that was not recorded comes last."""
+        name = module.partition("[")[0]
+        own = self.orders.get(name.rpartition(".")[0] or ROOT, len(self.orders))
+        return self.orders.get(name, own if name in self.parameter_names else len(self.orders))
+
+    @cached_property
+    def parameter_names(self) -> set[str]:
+        """Those that stand in the place of a module in records."""
+        return {*self.records["module"][self.records["kind"].isin(WEIGHTS)]}
 
     def weight(self, module: str) -> pd.Series | None:
         """The audit's row of a module's own weight, else of the one that it was seen to use."""
         if not len(self.parameters):
             return None
+        if module in self.parameters.index:
+            own = self.parameters.loc[module]
+            assert isinstance(own, pd.Series)
+            return own
         name = f"{module}.weight".removeprefix(f"{ROOT}.")
         tied = self.parameters["tied_to"].str.split(", ").map(lambda names: name in names)
         mine = self.parameters[tied | (self.parameters.index == name)]
@@ -135,7 +149,7 @@ class Evidence:
         large = (rows["update"] == "adam") & (rows["eps"] > SMALL_EPSILON * rows["gradient"])
         large &= rows["eps_exponent"] - rows["gradient_exponent"] > self.gate.tolerance.exponent
         place = module.partition("[")[0]
-        inside = rows["module"].eq(place) | rows["module"].str.startswith(f"{place}.")
+        inside = rows["module"].eq(place) | rows["module"].str.startswith(f"{place}.") | (rows.index == place)
         return rows[large & inside]
 
     def reached(self, module: str, since: int, *, inside: bool = False) -> pd.Series:
@@ -161,11 +175,11 @@ def without_index(modules: pd.Series) -> pd.Series:
 def by_locality(curves: pd.DataFrame) -> pd.DataFrame:
     """Curves, the one where a fault starts first.
 
-    By step; within a step a diverged or a silent module before its consequences, then what is local to a module,
-    then changes, then sizes, each in forward order; gradients last, for they carry what comes after.
+    By step; within a step a diverged or a silent module before its consequences, then what is local to a module, then
+    weights, changes and sizes, each in forward order; gradients last, for they carry what comes after.
     """
     local = curves["kind"].eq("effective_update") | curves["role"].eq("attention_logits")
-    rank = curves["kind"].map({"delta": 2, "gradient": 4}).fillna(3).mask(local, 1)
+    rank = curves["kind"].map({"update": 1.5, "weight": 1.7, "delta": 2, "gradient": 4}).fillna(3).mask(local, 1)
     silent = curves["verdict"].eq("dead") & curves["kind"].eq("activation")
     rank = rank.mask(curves["verdict"].eq("nonfinite") | silent, 0)
     return curves.assign(rank=rank).sort_values(["step", "rank", "order"], kind="stable")

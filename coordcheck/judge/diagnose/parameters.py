@@ -116,7 +116,7 @@ def _shown(evidence: Evidence, finding: AuditFinding, row: pd.Series, since: int
     does not show it.
     """
     uses = (str(row[name]).partition(" in ")[2] for name in ("used_in", "readout_used_in"))
-    names = {finding.module, *uses} - {""}
+    names = {finding.module, finding.parameter, *uses} - {""}
     mine = evidence.failing[without_index(evidence.failing["module"]).isin(names)]
     mine = mine[mine["step"] >= since]
     if finding.change is not None and len(mine):

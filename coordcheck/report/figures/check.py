@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from coordcheck.judge.finding import Finding
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import FAILURES
+from coordcheck.records.schema import WEIGHTS
 from coordcheck.report.figures.curves import draw_legend, draw_lines, label_worst, make_headroom
 from coordcheck.report.figures.style import MARKS, SMALL, VERDICT_COLOURS, depth_colours, plain, text_width
 
@@ -34,7 +35,8 @@ def report_figure(check: Judgement) -> Figure:
     draw_title(figure, check)
     left, right = cast(Sequence[SubFigure], figure.subfigures(1, 2, width_ratios=[1.45, 1]))
     draw_curves(left, check.records, check.slopes, kinds)
-    draw_heat_maps(right, check.slopes, kinds, [finding for finding in check.findings if finding.fault])
+    origins = [finding for finding in check.findings if finding.fault]
+    draw_heat_maps(right, check.slopes, kinds, origins, check.alignments)
     wide, narrow = 19 * 1.45 / 2.45, 19 / 2.45
     left.subplots_adjust(0.7 / wide, 0.55 / height, 1 - 0.15 / wide, 1 - 0.8 / height, 0.06, 0.25)
     labels = min(text_width(map(plain, check.slopes["module"].unique())) + 0.35, 0.6 * narrow)
@@ -75,7 +77,7 @@ def draw_curves(figure: SubFigure, records: pd.DataFrame, slopes: pd.DataFrame, 
                 draw_legend(axes, colours)
                 explained = True
         make_headroom(drawn[0], 0.18)
-        drawn[0].set_ylabel("mean |entry| (l1)")
+        drawn[0].set_ylabel("spectral norm" if kind in WEIGHTS else "mean |entry| (l1)")
         drawn[0].tick_params(labelleft=True)
 
 
@@ -94,24 +96,34 @@ def draw_panel(
     label_worst(axes, slopes, {module: float(line["middle"].iloc[-1]) for module, line in lines.items()})
 
 
-def draw_heat_maps(figure: SubFigure, slopes: pd.DataFrame, kinds: Sequence[str], origins: Sequence[Finding]) -> None:
+def draw_heat_maps(
+    figure: SubFigure,
+    slopes: pd.DataFrame,
+    kinds: Sequence[str],
+    origins: Sequence[Finding],
+    alignments: pd.DataFrame,
+) -> None:
     """Module x step: the slope as a number, its distance from the expected range as a colour, verdicts as marks.
 
-    The modules where faults start are marked beside their names, and the curves that show them framed.
+    The modules where faults start are marked beside their names, and the curves that show them framed. Where there are
+    alignment exponents, they are the last column.
     """
     modules = list(slopes.sort_values("order", kind="stable")["module"].unique())
     steps = [slopes[slopes["kind"] == kind]["step"].nunique() for kind in kinds]
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=steps)[0]
+    steps += [1] * bool(len(alignments))
+    panels = figure.subplots(1, len(steps), sharey=True, squeeze=False, width_ratios=steps)[0]
     images = [
-        draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=True)
+        draw_heat_map(axes, slopes[slopes["kind"] == kind], modules) for axes, kind in zip(panels, kinds, strict=False)
     ]
+    if len(alignments):
+        draw_alignments(panels[-1], alignments, modules)
     starts = {finding.module for finding in origins}
     names = [f"{ORIGIN} {plain(m)}" if m in starts else plain(m) for m in modules]
     panels[0].set_yticks(range(len(modules)), names, fontsize=SMALL)
     for tick, module in zip(panels[0].get_yticklabels(), modules, strict=True):
         if module in starts:
             tick.set(color=VERDICT_COLOURS["fail"], fontweight="bold")
-    for axes, kind in zip(panels, kinds, strict=True):
+    for axes, kind in zip(panels, kinds, strict=False):
         frame_origins(axes, slopes[slopes["kind"] == kind], modules, [f for f in origins if f.kind == kind])
     height = figure.get_figure(root=True).get_figheight()
     place = figure.add_axes((0.25, 0.72 / height, 0.65, 0.16 / height))
@@ -153,6 +165,20 @@ def draw_heat_map(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str]) -> A
             color="white" if dark else "black",
         )
     return image
+
+
+def draw_alignments(axes: Axes, alignments: pd.DataFrame, modules: Sequence[str]) -> None:
+    """The alignment exponent of each layer at the last step; nothing is expected of it, so the colour is its size."""
+    last = alignments[alignments["step"] == alignments["step"].max()].set_index("module")["alignment"]
+    column = last.reindex(list(modules)).to_numpy(dtype=float)
+    axes.imshow(column[:, None], cmap="Blues", vmin=0.0, vmax=2.0, aspect="auto", interpolation="nearest")
+    axes.set_title("align-\nment", fontsize=10)
+    axes.set_facecolor("#e6e6e6")
+    axes.set_xticks([0], [f"{alignments['step'].max()}"], fontsize=SMALL)
+    axes.set_xlabel("step", fontsize=SMALL + 1)
+    axes.tick_params(length=0)
+    for place in np.flatnonzero(~np.isnan(column)):
+        axes.text(0, int(place), f"{column[place]:.2f}", ha="center", va="center", fontsize=SMALL - 1, in_layout=False)
 
 
 def frame_origins(axes: Axes, slopes: pd.DataFrame, modules: Sequence[str], origins: Sequence[Finding]) -> None:
