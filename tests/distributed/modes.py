@@ -450,6 +450,14 @@ def inside_of_fsdp1() -> str:
     return ""
 
 
+def weights_of_ranks() -> str:
+    try:
+        Recorder(build(), width=WIDTH, kinds=["weight"], roles={}).__enter__()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def saved(directory: str) -> pd.DataFrame:
     """What each rank saves; the frame that they gather."""
     recorder = train(DistributedDataParallel(build()), share())

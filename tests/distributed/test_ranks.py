@@ -16,6 +16,10 @@ def test_the_inside_of_what_fsdp1_wraps_is_refused(two):
     assert "it does not know the inside of a model that FSDP1 wraps" in two(modes.inside_of_fsdp1)[0]
 
 
+def test_norms_of_weights_are_refused_on_several_ranks(two):
+    assert "`kinds` ['weight'] are recorded in one process" in two(modes.weights_of_ranks)[0]
+
+
 def test_what_ranks_save_is_what_they_gather(two, tmp_path):
     gathered = two(modes.saved, str(tmp_path))[0]
     files = sorted(path.name for path in (tmp_path / "recorded").iterdir())
