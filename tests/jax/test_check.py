@@ -142,7 +142,7 @@ def test_a_loop_of_ones_own_saves_what_a_report_reads(tmp_path, capsys, monkeypa
             save_run(cj.records([told], width=width, seed=seed, roles=cell.roles), tmp_path)
     found = coordcheck.CoordCheck.load(tmp_path)
     assert found.records.attrs["parameters_of"]["mid"] == "mid.kernel"
-    monkeypatch.setattr(sys, "argv", ["coordcheck-report", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["coordcheck-report", "-v", str(tmp_path)])
     with pytest.raises(SystemExit):
         report()
     assert "mid" in capsys.readouterr().out
