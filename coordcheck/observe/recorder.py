@@ -366,11 +366,11 @@ class Recorder:
     def _record_parameter_gradient(self, name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             assert parameter.grad is not None
+            gradient, role = parameter.grad.to_dense(), self._parameter_roles.get(name)
             if self._weights is not None:
-                self._weights.reached.add(name)
+                self._weights.reach(name, gradient)
             if "gradient" not in self.kinds:
                 return
-            gradient, role = parameter.grad.to_dense(), self._parameter_roles.get(name)
             # in place of what an earlier micro-batch of this step left
             entry = Entry(self.current_step, name, "", role, "gradient", gradient.numel(), sums(gradient))
             self._parameter_gradients[self.current_step, name] = entry
@@ -380,11 +380,12 @@ class Recorder:
     def _record_effective_update(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.current_step == 0:
             if name not in self._start and (parameters := updated_parameters(module)):
-                self._start[name] = StartingPoint(module, parameters)
+                self._start[name] = StartingPoint(module, parameters, watched="update" in self.kinds)
         elif name in self._start:
-            met = self._start[name].input_rms(module, args, kwargs) if "update" in self.kinds else None
-            for part, tensor in _tensors(self._start[name].effective_update(module, args, kwargs)):
-                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor), met)
+            start = self._start[name]
+            for part, tensor in _tensors(start.effective_update(module, args, kwargs)):
+                size = sums(tensor)
+                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), size, start.input_rms)
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float | Tensor) -> None:
         name = self._stack[-1]

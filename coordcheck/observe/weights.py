@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from coordcheck.observe.frame import Entry
 from coordcheck.observe.spectral import as_matrices, spectral_norm
-from coordcheck.observe.sums import at_least_float32, sums
+from coordcheck.observe.sums import at_least_float32, moved_numbers, sums
 
 
 class Weights:
@@ -26,7 +26,7 @@ class Weights:
         self.roles = roles
         self.kinds = kinds
         self.parameters = {name: model.get_parameter(name) for name in names}
-        self.reached: set[str] = set()
+        self._reached: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -49,9 +49,17 @@ class Weights:
         norm = spectral_norm(as_matrices(self.model, name, weight))
         return Entry(step, name, "", self.roles.get(name), kind, weight.numel(), sums(weight), spectral=norm)
 
+    def reach(self, name: str, gradient: Tensor) -> None:
+        """Told of every gradient of a parameter."""
+        any_entry = (gradient.detach() != 0).any()
+        self._reached[name] = any_entry | self._reached[name] if name in self._reached else any_entry
+
     def without_unreached(self, records: pd.DataFrame) -> pd.DataFrame:
-        """Without the updates of parameters that no gradient reached and that never moved: they owe none."""
+        """Without the updates of parameters that never moved, and whose gradient was always zero: they owe none."""
         rows = records["kind"] == "update"
         moved = {*records["module"][rows & (records["max"] != 0)]}
-        still = rows & ~records["module"].isin(moved | self.reached)
+        reached = {
+            n for n, any_entry in zip(self._reached, moved_numbers([*self._reached.values()]), strict=True) if any_entry
+        }
+        still = rows & ~records["module"].isin(moved | reached)
         return records[~still].reset_index(drop=True) if still.any() else records
