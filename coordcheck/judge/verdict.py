@@ -13,7 +13,7 @@ from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.norms import weight_ranges
 from coordcheck.judge.slopes import MIN_WIDTHS
 from coordcheck.judge.theory import expected
-from coordcheck.records.schema import LOSS, ROOT, WEIGHTS
+from coordcheck.records.schema import LOSS, ROOT
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
 SEEN = 0.1  # how well a slope shows an exponent that was read
@@ -225,14 +225,15 @@ def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
     final = slopes.groupby("kind")["step"].transform("max")
-    waiting = slopes["kind"].isin(("effective_update", "gradient", *WEIGHTS)) & (slopes["step"] < final)
+    waiting = slopes["kind"].isin(("effective_update", "gradient", "update")) & (slopes["step"] < final)
     # behind a zero branch, as LoRA's B, everything waits a step more; what never moves is dead
     key = slopes["module"] + "\n" + slopes["kind"]
     moves_later = key.isin(key[(slopes["step"] == final) & (slopes["n_zero"] == 0)])
     waiting |= (slopes["kind"] == "delta") & (slopes["step"] < final) & moves_later
     before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
     before_readout = (slopes["step"] == 1) & before & starts_at_zero
-    due: pd.Series = first | waiting | before_readout
+    # a bias may start at zero and stay there; that it does not move is for its update to say
+    due: pd.Series = first | waiting | before_readout | (slopes["kind"] == "weight")
     return due
 
 

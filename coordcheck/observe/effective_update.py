@@ -8,11 +8,14 @@ second model's memory nor another forward pass has to be paid.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import mup
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from coordcheck.observe.ranks import selected, splits_evenly
 from coordcheck.observe.sums import at_least_float32, thinned, without_autocast
@@ -26,6 +29,8 @@ FEATURE_DIMENSION: dict[Callable[..., Any], int] = {
     mup.MuReadout.forward: 0,
     nn.Embedding.forward: 1,
 }
+# products with a weight, and the place of what they multiply it by
+PRODUCTS = {F.linear: 0, torch.matmul: 0, torch.addmm: 1}
 
 
 def updated_parameters(module: nn.Module, flattened: Collection[str] = ()) -> dict[str, Tensor]:
@@ -62,9 +67,16 @@ class StartingPoint:
         module: A layer that is affine in its parameters.
         parameters: Those of :func:`updated_parameters`. A copy is kept of what makes 64 of the output's features, or
             all of them where a subclass has a forward of its own, or ranks split them unevenly.
+        watched: Whether to measure what the weight meets.
+
+    Attributes:
+        input_rms: The root mean square of what the weight met last, after all that the layer's forward multiplies its
+            input by. None for an embedding, which sums nothing, and where the weight was seen to meet nothing.
     """
 
-    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]):
+    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor], watched: bool = False):
+        self.watched = watched and not isinstance(module, nn.Embedding)
+        self.input_rms: Tensor | None = None
         weight = parameters["weight"]
         self.dimension = FEATURE_DIMENSION.get(type(module).forward)
         self.chosen: Tensor | None = None
@@ -96,28 +108,14 @@ class StartingPoint:
             kwargs = {name: _some_positions(value, dtype) for name, value in kwargs.items()}
         parameters, whole = module._parameters, {n: vars(module).pop(n) for n in change if n in vars(module)}
         module._parameters = {**parameters, **change}  # type: ignore[dict-item]
+        meeting = Meeting(change["weight"])
         try:
-            with without_autocast(change["weight"].device):
+            with without_autocast(change["weight"].device), meeting if self.watched else nullcontext():
                 return module.forward(*args, **kwargs)  # not the call, which would run everybody's hooks
         finally:
             module._parameters = parameters
             vars(module).update(whole)
-
-    @torch.no_grad()
-    def input_rms(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """The root mean square of what the weight meets, at the positions of :meth:`effective_update`.
-
-        An embedding, which sums nothing, has none. The readout of the mup package multiplies its input first.
-        """
-        if isinstance(module, nn.Embedding):
-            return None
-        found = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        x = at_least_float32(thinned(found[0])) if found and found[0].is_floating_point() else None
-        if x is None or not x.numel():
-            return None
-        size: Tensor = torch.linalg.vector_norm(x) / x.numel() ** 0.5
-        # its multiplier, as MuReadout.forward has it
-        return size * float(module.output_mult / module.width_mult()) if isinstance(module, mup.MuReadout) else size
+            self.input_rms = meeting.input_rms
 
     def _change(self, parameter: Tensor, before: Tensor) -> Tensor:
         change = at_least_float32(self._chosen(parameter)) - at_least_float32(before)
@@ -130,6 +128,22 @@ class StartingPoint:
             return parameter.detach()
         # a bias has features alone
         return selected(parameter.detach(), (self.dimension or 0) if parameter.dim() == 2 else 0, self.chosen)
+
+
+class Meeting(TorchFunctionMode):
+    """Sees what a weight is multiplied by."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = weight
+        self.input_rms: Tensor | None = None
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = PRODUCTS.get(func)
+        if place is not None and any(value is self.weight for value in [*args, *(kwargs or {}).values()]):
+            x = at_least_float32(args[place])
+            self.input_rms = torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5
+        return func(*args, **(kwargs or {}))
 
 
 def some_features(count: int, device: torch.device) -> Tensor:

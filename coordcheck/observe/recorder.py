@@ -455,12 +455,12 @@ class Recorder:
             if name not in self._start:
                 parameters = updated_parameters(module, self._flattened.get(module, ()))
                 if parameters:
-                    self._start[name] = StartingPoint(module, parameters)
+                    self._start[name] = StartingPoint(module, parameters, watched="update" in self.kinds)
         elif name in self._start:
-            met = self._start[name].input_rms(module, args, kwargs) if "update" in self.kinds else None
-            for part, update in tensors(self._start[name].effective_update(module, args, kwargs)):
-                tensor = local(update)
-                self._add(name, part, self.roles[name], "effective_update", tensor.numel(), sums(tensor), met=met)
+            start = self._start[name]
+            for part, update in tensors(start.effective_update(module, args, kwargs)):
+                tensor, role = local(update), self.roles[name]
+                self._add(name, part, role, "effective_update", tensor.numel(), sums(tensor), met=start.input_rms)
 
     def _record_attention(self, query: Tensor, key: Tensor, scale: float | Tensor) -> None:
         name = self._stack[-1]

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from coordcheck.observe.frame import Entry
 from coordcheck.observe.spectral import as_matrices, spectral_norm
-from coordcheck.observe.sums import at_least_float32, sums
+from coordcheck.observe.sums import at_least_float32, moved_numbers, sums
 
 
 class Weights:
@@ -31,11 +31,11 @@ class Weights:
         self.kinds = kinds
         self.parameters = dict(parameters)
         self._within = {parameter: name for name, parameter in model.named_parameters()}
-        self.reached: set[str] = set()
+        self._reached: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
 
     def hooks(self) -> list[RemovableHandle]:
-        """Notes which parameters a gradient reaches, whether an optimizer holds them or not."""
+        """Note which parameters a gradient reaches that is not all zero, whether an optimizer holds them or not."""
         return [
             parameter.register_post_accumulate_grad_hook(partial(self._reach, name))  # type: ignore[no-untyped-call]
             for name, parameter in self.parameters.items()
@@ -43,7 +43,9 @@ class Weights:
         ]
 
     def _reach(self, name: str, parameter: Tensor) -> None:
-        self.reached.add(name)
+        assert parameter.grad is not None
+        any_entry = (parameter.grad.detach().to_dense() != 0).any()
+        self._reached[name] = any_entry | self._reached[name] if name in self._reached else any_entry
 
     @torch.no_grad()
     def entries(self, step: int) -> Iterator[Entry]:
@@ -67,8 +69,11 @@ class Weights:
         return Entry(step, name, "", self.roles.get(name), kind, weight.numel(), sums(weight), spectral=norm)
 
     def without_unreached(self, records: pd.DataFrame) -> pd.DataFrame:
-        """Without the updates of parameters that no gradient reached and that never moved: they owe none."""
+        """Without the updates of parameters that never moved, and whose gradient was always zero: they owe none."""
         rows = records["kind"] == "update"
         moved = {*records["module"][rows & (records["max"] != 0)]}
-        still = rows & ~records["module"].isin(moved | self.reached)
+        reached = {
+            n for n, any_entry in zip(self._reached, moved_numbers([*self._reached.values()]), strict=True) if any_entry
+        }
+        still = rows & ~records["module"].isin(moved | reached)
         return records[~still].reset_index(drop=True) if still.any() else records

@@ -123,14 +123,18 @@ def without_softmax(self, q, k, v):
     return (q @ k.mT).relu() @ v
 
 
+def linear(self, q, k, v):
+    return q @ k.mT @ v
+
+
 def through_a_sigmoid(self, q, k, v):
     return (q @ k.mT).sigmoid().softmax(-1) @ v
 
 
 @pytest.mark.parametrize(
     "model",
-    [Router(), *map(Attention, (over_queries, without_values, without_softmax, through_a_sigmoid))],
-    ids=["router", "over queries", "without values", "without softmax", "through a sigmoid"],
+    [Router(), *map(Attention, (over_queries, without_values, without_softmax, linear, through_a_sigmoid))],
+    ids=["router", "over queries", "without values", "without softmax", "linear", "through a sigmoid"],
 )
 def test_products_that_are_no_attention_are_not_taken_for_one(model):
     x = torch.randn(B, 6, K) if isinstance(model, Router) else torch.randn(B, H, L + 2 * S, K)

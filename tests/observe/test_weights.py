@@ -117,6 +117,33 @@ def test_a_readout_of_mup_meets_what_it_divided():
     assert row(recorder.records(), "0", "effective_update", 1)["input_rms"] == pytest.approx(1 / 4)
 
 
+def test_what_a_layer_multiplies_its_input_by_itself_is_in_what_its_weight_meets():
+    class Halved(nn.Linear):
+        def forward(self, x):
+            return super().forward(x / 2) * 10
+
+    model = nn.Sequential(Halved(4, 3), nn.Linear(3, 3))
+    with Recorder(model, width=4, kinds=("update", "effective_update")) as recorder:
+        for _ in range(2):
+            model(torch.ones(2, 4)).square().sum().backward()
+            with torch.no_grad():
+                model[0].weight.add_(0.1)
+            recorder.step()
+    assert row(recorder.records(), "0", "effective_update", 1)["input_rms"] == pytest.approx(1 / 2)
+
+
+def test_a_weight_whose_gradient_is_always_zero_owes_no_update():
+    model, x = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4)), torch.zeros(2, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    with Recorder(model, width=4, kinds=("update",)) as recorder:
+        for _ in range(2):
+            model(x + model[0].weight.sum() * 0).square().sum().backward()
+            optimizer.step()
+            recorder.step()
+        model(x)
+    assert {*recorder.records().module} == {"1.bias"}
+
+
 def test_a_selection_of_modules_holds_for_their_parameters():
     records, _ = trained(kinds=("weight",), modules=["fc"])
     assert {*records.module} == {"fc.weight", "fc.bias"}
