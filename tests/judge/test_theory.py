@@ -3,7 +3,9 @@
 import math
 
 import pytest
+from conftest import power, synthetic
 
+from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.theory import expected, forms
 
 
@@ -85,13 +87,26 @@ def test_every_table_of_the_paper_is_a_form(role, table):
 @pytest.mark.parametrize("role", ["input", "hidden", "readout"])
 def test_forms_differ_by_the_symmetry_of_the_paper(role):
     """Lemma J.1: a multiplier times t, an init times 1/t and rates times 1/t (Adam), 1/t^2 (SGD) change nothing."""
-    for update, power in (("adam", 1), ("sgd", 2)):
+    for update, slope in (("adam", 1), ("sgd", 2)):
         (first, *others) = forms("mup", role, update)
         for form in others:
             t = form.multiplier - first.multiplier
-            assert (form.std, form.lr) == (first.std - t, first.lr - power * t)
+            assert (form.std, form.lr) == (first.std - t, first.lr - slope * t)
 
 
 def test_forms_of_an_unknown_parametrization_are_refused():
     with pytest.raises(ValueError, match=r"'ntk'.*expect='mup'"):
         forms("ntk", "hidden", "adam")
+
+
+@pytest.mark.parametrize(("grow", "step", "low"), [(True, 0, -0.5), (False, 0, 0.0), (False, 1, -0.5)])
+def test_logits_of_heads_of_one_size_sum_over_as_many_terms_at_every_width(grow, step, low):
+    expectation = expected("mup", "attention_logits", "activation", step, heads_grow=grow)
+    assert (expectation.low, expectation.high) == (low, 0.0)
+
+
+@pytest.mark.parametrize(("heads", "low"), [(lambda width: 4, -0.5), (lambda width: width // 16, 0.0)])
+def test_whether_heads_grow_is_told_by_the_number_of_logits(gate, heads, low):
+    records = synthetic({("attn[attention_logits]", "activation", 0): power(0.0)}, role="attention_logits")
+    records["count"] = [8 * heads(width) for width in records["width"]]
+    assert Judgement.from_records(records, gate).slopes["expected_low"].tolist() == [low]
