@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from conftest import power, synthetic
 
+from conftest import power, synthetic
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.theory import expected, forms
 
