@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from conftest import power, synthetic
+from coordcheck.judge.diagnose.evidence import Evidence
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.norms import weight_ranges
 from coordcheck.judge.slopes import fit
@@ -125,3 +126,13 @@ def test_records_of_weights_need_their_norms():
     records.loc[3, "spectral"] = np.nan
     with pytest.raises(ValueError, match=r"column 'spectral'; row 3 has nan"):
         check_records(records)
+
+
+def test_a_weight_reaches_what_fails_inside_its_module(gate):
+    curves = {"experts.act": "activation", "experts": "activation"}
+    inside = synthetic({(name, kind, 0): power(0.5) for name, kind in curves.items()})
+    own = weights({"experts.up": 0.75}, steps=(0,)).assign(order=2)
+    records = pd.concat([inside, own], ignore_index=True)
+    slopes = judged(records, gate)
+    evidence = Evidence(gate, records, slopes, None, None)
+    assert evidence.reached("experts.up", 0, inside=True).sum() == 3

@@ -160,6 +160,8 @@ class Evidence:
             since: The step at which it shows.
             inside: Whether it may be anywhere inside the module, as a parameter of its own is, and not at its end.
         """
+        if module in self.parameter_names:  # its weight is what fails, so what it makes may fail anywhere inside
+            module = module.rpartition(".")[0] or ROOT
         begins = self.order(module)
         if inside:
             begins = min([begins, *(order for name, order in self.orders.items() if name.startswith(f"{module}."))])
