@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 
-from coordcheck.config.arguments import directory, is_flag, text
-from coordcheck.config.load import default_gate
+from coordcheck.config.call import check_options, gate_of
 from coordcheck.config.rules import check_axes, check_modules, check_widths, member
-from coordcheck.config.schema import PARAMETERS, Decay, Expect, GateConfig, Precision
+from coordcheck.config.schema import PARAMETERS, Expect, GateConfig, Precision
 from coordcheck.jax.audit import measure
 from coordcheck.jax.cell import JaxCell, Optimizer
 from coordcheck.jax.models import Loss
@@ -20,7 +19,6 @@ from coordcheck.jax.run import Plan, Runs
 from coordcheck.jax.told import recorded_kinds
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.words import of_jax
-from coordcheck.records.names import shown
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
 
@@ -85,8 +83,8 @@ def coord_check(
     axes = check_axes(widths, seeds, steps, kinds)
     recorded_kinds(axes.kinds)
     selected = check_modules(modules)
-    _check_options(name=name, control=control, audit=audit, store=store)
-    gate = gate_of(expect, decay)
+    check_options(name=name, control=control, audit=audit, rerun=False, store=store, workers=None)
+    gate = gate_of(expect, decay, ())
     arithmetic = member(Precision, "precision", precision)
     cell = JaxCell(build, batch, optimizer, loss, axes.widths, name=name, precision=arithmetic)
     twin: tuple[JaxCell, str] | None = None
@@ -103,28 +101,6 @@ def coord_check(
 def listed_seeds(seeds: Sequence[int] | str, first_seed: int = 0) -> list[int]:
     """The seeds; five for "auto", since a width costs its compilation here, and hardly the number of its runs."""
     return list(range(first_seed, first_seed + SEEDS)) if isinstance(seeds, str) else list(seeds)
-
-
-def _check_options(*, name: Any, control: Any, audit: Any, store: Any) -> None:
-    if name is not None:
-        text("name", name, "my model")
-    pair = isinstance(control, tuple | list) and len(control) == 2 and all(map(callable, control))
-    if not (control is None or is_flag(control) or pair):
-        raise ValueError(
-            f"`control` is True, False, or a pair of functions (build, optimizer) of a model that must fail; got "
-            f"{shown(control)}. For example control=False, or control=(build_in_sp, optimizer)."
-        )
-    if not is_flag(audit):
-        raise ValueError(f"`audit` is True or False; got {shown(audit)}. For example audit=False.")
-    if store is not None:
-        directory("store", store, "checks/runs")
-
-
-def gate_of(expect: str, decay: str | None) -> GateConfig:
-    """The default gate with what a user chose."""
-    gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect))
-    gate.decay = None if decay is None else member(Decay, "decay", decay).value
-    return gate
 
 
 def twin_of(cell: JaxCell, gate: GateConfig, smallest: int) -> tuple[JaxCell, str]:
@@ -204,7 +180,7 @@ def audit(
     """
     wanted = sorted(check_widths(widths))
     cell = JaxCell(build, batch, optimizer, loss, wanted)
-    return audit_cell(cell, wanted, gate_of(expect, decay), with_optimizer=optimizer is not None)
+    return audit_cell(cell, wanted, gate_of(expect, decay, ()), with_optimizer=optimizer is not None)
 
 
 def audit_cell(cell: JaxCell, widths: Sequence[int], gate: GateConfig, with_optimizer: bool = True) -> Audit:
