@@ -17,6 +17,7 @@ from coordcheck.config.schema import CheckConfig
 from coordcheck.models.configured import ConfiguredCell
 from coordcheck.models.families import make_cell
 from coordcheck.observe.recorder import Recorder
+from coordcheck.records.schema import WEIGHTS
 from coordcheck.run.train import RunPlan
 
 NO_TORCH = "import sys; sys.modules['torch'] = None; "
@@ -102,7 +103,10 @@ def synthetic(
         for width in widths
         for seed in range(seeds)
     ]
-    return pd.DataFrame(rows).astype({"role": "string"})
+    records = pd.DataFrame(rows).astype({"role": "string"})
+    if records["kind"].isin(WEIGHTS).any():
+        records["spectral"] = records["l1"].where(records["kind"].isin(WEIGHTS))
+    return records
 
 
 def power(exponent: float, noise: float = 0.0) -> Callable[[int, int], float]:

@@ -64,7 +64,7 @@ def test_a_gate_with_a_baseline_says_what_theory_says(checks):
     assert "without the baseline" not in gated(checks, "grown")[1]
 
 
-@pytest.mark.parametrize("kind", ["activation", "delta", "effective_update", "gradient"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("baseline", [True, False])
 def test_every_kind_of_curve_is_a_case_of_its_own(gate, kind, baseline):
     """A fault of one kind alone fails that case and the gate."""

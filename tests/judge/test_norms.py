@@ -21,7 +21,6 @@ def weights(exponents, role="hidden", kind="weight", steps=(0, 1)):
     records = synthetic(
         {(name, kind, step): power(e, 0.002) for name, e in exponents.items() for step in steps}, role=role
     )
-    records["spectral"] = records["l1"]
     return records.assign(l1=1.0, rms=1.0)
 
 
