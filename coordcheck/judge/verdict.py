@@ -17,6 +17,7 @@ from coordcheck.records.schema import LOSS, ROOT
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
 SEEN = 0.1  # how well a slope shows an exponent that was read
+MOVED = ("delta", "effective_update", "update")  # kinds of what training changes
 
 
 def judge(
@@ -63,7 +64,8 @@ def judge(
     judged.insert(position + 2, "expected_high", [r.high for r in ranges])
     judged.insert(position + 3, "verdict", "")
     sources = [r.source for r in ranges]
-    zero_is_due = _zero_is_due(slopes, readout)
+    silent = _before_zero_logits(slopes, readout)
+    zero_is_due = _zero_is_due(slopes, silent)
     judged = _against_range(judged, gate, zero_is_due).assign(source=sources)
     multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact, read) + _embedded(judged, read)
     smaller = _small_embeddings(judged, gate, read) + _small_outputs(judged, gate, read)
@@ -73,6 +75,9 @@ def judge(
     judged["expected_low"] += multiplied + smaller + meant["low"]
     judged["expected_high"] += multiplied + larger + meant["high"]
     judged["source"] = judged["source"].mask(meant["who"] != "", "accepted: what deviates at " + meant["who"])
+    decayed = judged["kind"].isin(MOVED) & (judged["n_zero"] == 0) & (silent | _decayed(judged, read))
+    judged["expected_low"] = judged["expected_low"].mask(decayed, -np.inf)
+    judged["source"] = judged["source"].mask(decayed, "no gradient has come here yet: only weight decay moves it")
     return _against_range(judged, gate, zero_is_due)
 
 
@@ -112,13 +117,28 @@ def _small_outputs(judged: pd.DataFrame, gate: GateConfig, read: pd.DataFrame) -
     return below
 
 
+def _decayed(judged: pd.DataFrame, read: pd.DataFrame) -> pd.Series:
+    """Which changes of layers shrink as their weight decay does, before the last step.
+
+    A layer behind a zero branch, as LoRA's A, has no gradient at first. Its weight then moves by learning rate x weight
+    decay alone, which shrinks with width where nothing makes up for the learning rate.
+    """
+    alone = pd.Series(False, judged.index)
+    waiting = judged["step"] < judged.groupby("kind")["step"].transform("max")
+    for row in read[read["effective_decay_exponent"] < -SEEN].to_dict("records"):
+        as_much = (judged["slope"] - row["effective_decay_exponent"]).abs() < SEEN
+        alone |= (judged["module"] == row["place"]) & waiting & as_much
+    return alone
+
+
 READ = ("role", "used_in", "after_exponent", "multiplier_exponent", "readout_multiplier_exponent", "returned", "update")
+READ_EXPONENTS = ("std_exponent", "expected_std_exponent", "effective_decay_exponent")
 
 
 def _read(parameters: pd.DataFrame | None) -> pd.DataFrame:
     """The parameters whose uses an audit read, by the module that uses them; none without an audit."""
     if parameters is None or not len(parameters):
-        return pd.DataFrame(columns=[*READ, "std_exponent", "expected_std_exponent", "place"])
+        return pd.DataFrame(columns=[*READ, *READ_EXPONENTS, "place"])
     read = parameters[parameters["used_in"] != ""]
     return read.assign(place=read["used_in"].str.split(" in ").str[-1])
 
@@ -211,29 +231,34 @@ def _multiplied_afterwards(judged: pd.DataFrame, exact: float, read: pd.DataFram
     return shift
 
 
-def _zero_is_due(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
-    """Where a curve may be exactly zero.
-
-    At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
-    gradient passes the readout, so at step 1 nothing before it has changed. Zero queries hold the gradient of the keys
-    back for a step more, and so on: that a layer has no gradient or update of its own counts at the last step only.
-    """
+def _before_zero_logits(slopes: pd.DataFrame, readout: str | None) -> pd.Series:
+    """Which curves at step 1 stand before logits that are zero at step 0, through which no gradient passes."""
     first = slopes["step"] == 0
     logits = slopes[(slopes["role"] == "readout") & first & (slopes["kind"] == "activation")]
     of_layers = logits[~logits["module"].str.startswith(ROOT)]  # what a model returns may be a sigmoid of its logits
     logits = of_layers if len(of_layers) else logits
     last = logits[logits["order"] == logits["order"].max()]
     starts_at_zero = readout == "zero" or (len(last) > 0 and bool((last["n_zero"] > 0).all()))
+    before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
+    silent: pd.Series = (slopes["step"] == 1) & before & starts_at_zero
+    return silent
+
+
+def _zero_is_due(slopes: pd.DataFrame, silent: pd.Series) -> pd.Series:
+    """Where a curve may be exactly zero.
+
+    At step 0 a zero readout, a tied zero embedding or a zero branch gives zeros. While the logits are zero no
+    gradient passes the readout, so at step 1 nothing before it has changed. Zero queries hold the gradient of the keys
+    back for a step more, and so on: that a layer has no gradient or update of its own counts at the last step only.
+    """
     final = slopes.groupby("kind")["step"].transform("max")
     waiting = slopes["kind"].isin(("effective_update", "gradient", "update")) & (slopes["step"] < final)
     # behind a zero branch, as LoRA's B, everything waits a step more; what never moves is dead
     key = slopes["module"] + "\n" + slopes["kind"]
     moves_later = key.isin(key[(slopes["step"] == final) & (slopes["n_zero"] == 0)])
     waiting |= (slopes["kind"] == "delta") & (slopes["step"] < final) & moves_later
-    before = (slopes["role"] != "readout") | (slopes["order"] < last["order"].min())
-    before_readout = (slopes["step"] == 1) & before & starts_at_zero
     # a bias may start at zero and stay there; that it does not move is for its update to say
-    due: pd.Series = first | waiting | before_readout | (slopes["kind"] == "weight")
+    due: pd.Series = (slopes["step"] == 0) | waiting | silent | (slopes["kind"] == "weight")
     return due
 
 

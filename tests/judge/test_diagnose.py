@@ -68,6 +68,18 @@ def test_what_only_follows_has_no_finding(gate):
     assert f"8 of 9 curves are at fault. First at fault: {finding}" in check.sentence()
 
 
+def test_lost_base_shapes_explain_the_logits_of_step_0_and_their_updates(gate):
+    lost = parameter("head.weight", class_multiplier_exponent=-1.0, multiplier_exponent=0.0, returned=True)
+    lost |= {"used_in": "linear in head", "after_exponent": 0.0, "lr_exponent": 0.0}
+    curves = {("head", "activation", 0): 0.5, ("head", "effective_update", 1): 1.0, ("fc", "delta", 1): 0.8}
+    curves[("fc", "activation", 0)] = 0.0
+    check = check_of(gate, curves, [parameter("fc.weight", lr_exponent=0.0), lost])
+    assert [(f.fault, f.module, f.step) for f in check.findings if f.fault] == [
+        ("base_shapes", "head", 0),
+        ("learning_rate", "fc", 1),
+    ]
+
+
 def test_a_finding_says_what_is_seen_why_and_what_to_do(gate):
     curves = {("fc", "activation", 0): 0.0, ("fc", "effective_update", 1): 0.87, ("fc", "delta", 1): 0.4}
     assert str(first(gate, curves, [parameter("fc.weight", lr_exponent=0.0)])) == (

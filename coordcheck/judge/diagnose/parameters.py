@@ -61,7 +61,8 @@ def _one(finding: AuditFinding, evidence: Evidence) -> Finding:
     if said is not None and said.advice != finding.advice:
         finding = dataclasses.replace(finding, change=None)  # what is to be done is no longer that number
     said = said or Diagnosis(AUDITED[finding.verdict], capitalized(finding.cause), finding.advice)
-    shown = None if said.fault == "decay" else _shown(evidence, finding, row, 0 if said.fault in AT_STEP_0 else 1)
+    since = 0 if {said.fault, finding.verdict} & AT_STEP_0 else 1
+    shown = None if said.fault == "decay" else _shown(evidence, finding, row, since)
     module, curve, explains = finding.module, None, 0
     if finding.verdict == "uninitialized":
         explains = len(evidence.failing)
@@ -286,4 +287,4 @@ AUDIT_RULES: tuple[AuditRule, ...] = (
     _reinitialized,
     _decay,
 )
-AT_STEP_0 = ("init", "shared_readout", "multiplier", "width", "reinitialized")
+AT_STEP_0 = frozenset({"init", "shared_readout", "multiplier", "width", "reinitialized"})
