@@ -85,7 +85,7 @@ def audits(repetitions: int) -> None:
     cell = ConfiguredCell(config)
     alone = [seconds(lambda: audit_cell(cell, WIDTHS, config.gate)) for _ in range(repetitions)]
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-c", "from coordcheck.cli import audit; audit()"]
+        command = [sys.executable, "-c", "from coordcheck.cli.audit import main; main()"]
         command += [f"widths={WIDTHS}".replace(" ", ""), "--output", directory]
         whole = [
             seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(repetitions)

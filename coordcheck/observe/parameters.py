@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import chdtri
 from torch import Tensor, nn
 
 from coordcheck.observe.optimizer import Step, check_optimizer, try_steps
@@ -236,7 +236,7 @@ def _error(parameter: Tensor, size: float) -> float:
     seen = relative / (2 * math.log(2) * math.sqrt(entries))
     if entries > FEW:
         return seen
-    ends = np.log2(stats.chi2.ppf([0.025, 0.975], entries) / entries) / 2
+    ends = np.log2(chdtri(entries, [0.975, 0.025]) / entries) / 2
     return max(seen, float(np.abs(ends).max()) / Z95)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import nn
 
 from coordcheck.observe.eager import eager
@@ -316,6 +316,8 @@ def _measured(widths: Sequence[int], uses: Sequence[Use]) -> tuple[float, float,
     if fan_in.max() <= 1 or not np.all(np.array(sizes) > 0):
         return nothing
     y = np.log2(result / data / weight / np.sqrt(fan_in))
-    fit = stats.linregress(np.log2(widths), y)
-    half = float(stats.t.ppf(0.975, len(widths) - 2)) * float(fit.stderr)
-    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
+    x = np.log2(widths) - np.log2(widths).mean()
+    slope = float(x @ y / (x @ x))
+    error = math.sqrt(float(np.square(y - y.mean() - slope * x).sum() / (x @ x) / (len(x) - 2)))
+    half = float(stdtrit(len(x) - 2, 0.975)) * error
+    return slope, slope - half, slope + half
