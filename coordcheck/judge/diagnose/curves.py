@@ -123,19 +123,11 @@ def _dead(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
 
 
 def _lost_base_shapes(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
-    """A readout of the mup package that multiplies by the same number at every width."""
+    """A readout of the mup package whose use was not read, and which multiplies by the same number at every width."""
     row = evidence.weight(curve["module"])
     if row is None or row["multiplier_exponent"] != -1.0 or curve["verdict"] != "explodes":
         return None
-    hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
-    if not len(hidden) or not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > evidence.limits.certain).all():
-        return None
-    return Diagnosis(
-        "base_shapes",
-        f"It is a readout of the mup package, yet nothing divides its input by width_mult, and none of the "
-        f"{len(hidden)} hidden matrices' learning rates shrinks: the model's base shapes are its own at every width.",
-        "Give mup.set_base_shapes the shapes of one base model, and keep what it attached to the parameters.",
-    )
+    return evidence.lost_base_shapes()
 
 
 def _readout_multiplier(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:

@@ -141,6 +141,20 @@ class Evidence:
         loss = self.records[self.records["role"] == LOSS].groupby(["width", "seed"])["l1"].nunique()
         return bool(len(changes) and (changes["l1"] == 0).all() and (loss <= 1).all())
 
+    def lost_base_shapes(self) -> Diagnosis | None:
+        """What is wrong with a readout of the mup package that does not multiply, where no hidden rate shrinks."""
+        hidden = self.parameters[self.parameters["role"] == "hidden"]
+        constant = hidden["lr_exponent"] - hidden["expected_lr_exponent"] > self.limits.certain
+        if not len(hidden) or not constant.all():
+            return None
+        return Diagnosis(
+            "base_shapes",
+            f"It is a readout of the mup package, yet nothing divides its input by width_mult, and none of the "
+            f"{len(hidden)} hidden matrices' learning rates shrinks: the model's base shapes are its own at every "
+            f"width.",
+            "Give mup.set_base_shapes the shapes of one base model, and keep what it attached to the parameters.",
+        )
+
     def epsilons(self, module: str) -> pd.DataFrame:
         """Parameters of a module, or inside it, whose optimizer's epsilon is not small beside their gradient."""
         rows = self.parameters

@@ -236,17 +236,7 @@ def _lost_base_shapes(finding: AuditFinding, row: pd.Series, evidence: Evidence)
     """A readout of the mup package that multiplies by the same number at every width, where no rate shrinks."""
     if finding.verdict != "multiplier" or row["class_multiplier_exponent"] != -1.0 or row["role"] != "readout":
         return None
-    hidden = evidence.parameters[evidence.parameters["role"] == "hidden"]
-    if not len(hidden) or not (hidden["lr_exponent"] - hidden["expected_lr_exponent"] > evidence.limits.certain).all():
-        return None
-    if row["multiplier_exponent"] != 0.0:
-        return None
-    return Diagnosis(
-        "base_shapes",
-        f"It is a readout of the mup package, yet nothing divides its input by width_mult, and none of the "
-        f"{len(hidden)} hidden matrices' learning rates shrinks: the model's base shapes are its own at every width.",
-        "Give mup.set_base_shapes the shapes of one base model, and keep what it attached to the parameters.",
-    )
+    return evidence.lost_base_shapes() if row["multiplier_exponent"] == 0.0 else None
 
 
 def _std(row: pd.Series) -> str:
