@@ -26,6 +26,7 @@ from coordcheck.records.files import (
     AUDIT_TABLE,
     AUDIT_TEXT,
     RECORDS,
+    REPORT_PAGE,
     REPORT_PICTURE,
     REPORT_TEXT,
     SLOPES,
@@ -94,9 +95,9 @@ class CoordCheck(Judgement):
         save_figure(report_figure(self), Path(path), self.config)
 
     def save(self, directory: str | Path) -> None:
-        """Writes ``records.parquet slopes.csv verdict.json report.png report.md`` and the audit's files, atomically.
+        """Writes ``records.parquet slopes.csv verdict.json report.png report.md report.html``, atomically.
 
-        And ``alignment.csv``, where there are alignment exponents.
+        And the audit's files, and ``alignment.csv`` where there are alignment exponents.
         """
         with locked(Path(directory), PATIENCE):
             self.save_text(directory)
@@ -120,10 +121,13 @@ class CoordCheck(Judgement):
                 self.audit.save_text(directory)
 
     def save_pictures(self, directory: str | Path) -> None:
-        """Writes ``report.png``, and ``audit.png`` where there is an audit."""
+        """Writes ``report.png`` and ``report.html``, and ``audit.png`` where there is an audit."""
+        from coordcheck.report.page.html import check_page
+
         directory = Path(directory)
         with locked(directory, PATIENCE):
             self.plot(directory / REPORT_PICTURE)
+            write_text(directory / REPORT_PAGE, check_page(self))
             if self.audit is not None:
                 self.audit.plot(directory / AUDIT_PICTURE)
 

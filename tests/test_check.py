@@ -558,7 +558,7 @@ def test_a_model_that_cannot_be_audited_is_checked_all_the_same(tmp_path):
 def test_a_saved_check_loads_as_it_was(tmp_path, mup_check):
     mup_check.save(tmp_path)
     files = {path.name for path in tmp_path.iterdir() if not path.name.startswith(("audit", "."))}
-    assert files == {"records.parquet", "report.md", "report.png", "slopes.csv", "verdict.json"}
+    assert files == {"records.parquet", "report.html", "report.md", "report.png", "slopes.csv", "verdict.json"}
     loaded = CoordCheck.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.slopes, mup_check.slopes)
     assert (loaded.verdict, loaded.control, loaded.sentence()) == ("pass", mup_check.control, mup_check.sentence())

@@ -16,7 +16,7 @@ from pathlib import Path
 # of a check's directory
 RECORDED = "recorded"  # a directory with a file for each run that a recorder saved
 RECORDS, SLOPES, VERDICT = "records.parquet", "slopes.csv", "verdict.json"
-REPORT_PICTURE, REPORT_TEXT = "report.png", "report.md"
+REPORT_PICTURE, REPORT_TEXT, REPORT_PAGE = "report.png", "report.md", "report.html"
 ALIGNMENTS = "alignment.csv"
 AUDIT_TABLE, AUDIT_TEXT, AUDIT_PICTURE = "audit.csv", "audit.md", "audit.png"
 

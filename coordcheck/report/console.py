@@ -14,7 +14,7 @@ from rich.table import Table
 from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
-from coordcheck.records.files import RECORDS, REPORT_PICTURE, REPORT_TEXT, SLOPES, VERDICT
+from coordcheck.records.files import RECORDS, REPORT_PAGE, REPORT_PICTURE, REPORT_TEXT, SLOPES, VERDICT
 from coordcheck.records.names import LONGEST_NAME, printable
 from coordcheck.report.markdown import gate_sentence, unaudited
 from coordcheck.report.tables import WORST, audit_rows, audit_sentences, worst_curves
@@ -70,7 +70,7 @@ def print_check(
     for label, text, style in [*_causes(check, verbose), *_circumstances(check, verbose)]:
         print_labelled(console, label, text, style)
     print_labelled(console, "Picture", picture or directory / REPORT_PICTURE)
-    print_labelled(console, "Files", f"{directory}: {REPORT_TEXT} {SLOPES} {VERDICT} {RECORDS}")
+    print_labelled(console, "Files", f"{directory}: {REPORT_PAGE} {REPORT_TEXT} {SLOPES} {VERDICT} {RECORDS}")
 
 
 def print_labelled(console: Console, label: str, text: object, style: str = "") -> None:

@@ -17,6 +17,7 @@ from coordcheck.records.files import write_atomically, write_text
 from coordcheck.report.console import STYLES, cell_text, new_table, say
 from coordcheck.report.figures.style import save_figure
 from coordcheck.report.figures.summary import summary_figure
+from coordcheck.report.page.html import index_page
 from coordcheck.report.tables import markdown_table
 
 
@@ -66,7 +67,7 @@ def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Consol
     """One table and one figure over many cells, in `directory`.
 
     Returns:
-        The files ``summary.png summary.csv summary.md``.
+        The files ``summary.png summary.csv summary.md summary.html``.
     """
     keyed = label_checks(checks)
     labels = {path: label_text(label) for path, label in keyed.items()}
@@ -78,11 +79,12 @@ def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Consol
     for cell, said, *rest in frame.to_numpy().tolist():
         table.add_row(cell_text(cell), f"[{STYLES[said]}]{said}[/]", *map(cell_text, rest))
     console.print(table)
-    files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md")]
+    files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md", "html")]
     figure = summary_figure({labels[path]: check for path, check in checks.items()}, arrange(list(keyed.values())))
     save_figure(figure, files[0], {labels[path]: check.config for path, check in checks.items()})
     write_atomically(files[1], lambda path: frame.to_csv(path, index=False))
     write_text(files[2], markdown_table(frame) + "\n")
+    write_text(files[3], index_page(f"{len(frame)} cells", dict(zip(checks, rows, strict=True)), directory))
     say(console, "Summary: " + "  ".join(map(str, files)))
     return files
 

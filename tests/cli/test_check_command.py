@@ -37,13 +37,14 @@ def test_a_failing_check_exits_3_and_leaves_its_files(checked):
         "audit.md",
         "audit.png",
         "records.parquet",
+        "report.html",
         "report.md",
         "report.png",
         "slopes.csv",
         "verdict.json",
     ]
     assert (directory / "plots/gpt-sp-untied-zero-adam.png").read_bytes() == (home / "report.png").read_bytes()
-    assert "Files         checks/gpt-sp-untied-zero-adam: report.md slopes.csv" in out
+    assert "Files         checks/gpt-sp-untied-zero-adam: report.html report.md slopes.csv" in out
     assert "Picture       plots/gpt-sp-untied-zero-adam.png" in out
     said = json.loads((home / "verdict.json").read_text())
     assert said["config"]["parametrization"]["name"] == "sp"

@@ -228,6 +228,6 @@ def test_files_are_utf8_and_are_read_as_such_whatever_the_locale(gate, tmp_path)
         )
         assert done.returncode in (0, 3, 4), done.stderr
         assert done.stderr == b""
-    for name in ("check/report.md", "m.md", "step.md", "j.xml", "check/slopes.csv"):
+    for name in ("check/report.md", "check/report.html", "m.md", "step.md", "j.xml", "check/slopes.csv"):
         assert "größe–漢字" in (tmp_path / name).read_text(encoding="utf-8")
     assert isinstance(CoordCheck.load(tmp_path / "check").audit, AuditResult | None)

@@ -68,7 +68,8 @@ def test_the_terminal_shows_first_what_decides(gate):
     assert "width^+0.50" in labels["Why"] and labels["What to do"]
     assert labels["Control"] == "none, so a pass does not show that a fault would have been seen."
     assert labels["Note"] == "width 9 skipped"
-    assert (labels["Picture"], labels["Files"]) == ("b.png", "a: report.md slopes.csv verdict.json records.parquet")
+    assert labels["Picture"] == "b.png"
+    assert labels["Files"] == "a: report.html report.md slopes.csv verdict.json records.parquet"
 
 
 def test_a_passing_check_is_told_in_fewer_lines_than_one_screen(gate):
