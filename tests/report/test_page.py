@@ -61,8 +61,8 @@ def opened(browser, tmp_path, gate):
     """The page of a check with a fault and a hostile name, loaded."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    curves = {("fc", "activation", 0): power(0.4, 0.01), ("fc", "delta", 1): power(0.15, 0.01)}
-    curves |= {(HOSTILE, "activation", 0): power(-0.5, 0.01), ("proj", "activation", 1): power(-0.05, 0.01)}
+    curves = {(HOSTILE, "activation", 0): power(-0.5, 0.01), ("fc", "activation", 0): power(0.4, 0.01)}
+    curves |= {("fc", "delta", 1): power(0.15, 0.01), ("proj", "activation", 1): power(-0.05, 0.01)}
     (tmp_path / "report.html").write_text(check_page(check_of(gate, curves)), encoding="utf-8")
     browser.get((tmp_path / "report.html").as_uri())
     WebDriverWait(browser, 30).until(lambda driver: body(driver).get_attribute("data-ready"))
