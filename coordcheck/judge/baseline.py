@@ -194,22 +194,28 @@ def refuse_another(baseline: Baseline, check: Judgement) -> None:
     Raises:
         ValueError: naming what differs.
     """
-    now = json.loads(json.dumps(flatten(check.config, without=NO_NUMBERS), default=str))
-    differing = [
-        f"{key}: {baseline.config.get(key)!r} in the baseline, {now.get(key)!r} now"
-        for key in sorted(baseline.config.keys() | now.keys())
-        if baseline.config.get(key) != now.get(key)
-    ]
-    if baseline.corpus_sha256 != check.corpus_sha256:
-        differing.append(
-            f"corpus_sha256: {baseline.corpus_sha256} in the baseline (Python {baseline.versions.get('python')}), "
-            f"{check.corpus_sha256} now (Python {check.versions.get('python')})"
-        )
+    differing = what_differs(baseline, Baseline.of(check), "in the baseline", "now")
     if differing:
         raise ValueError(
             f"the baseline is of another check; these differ: {'; '.join(differing)}. Compare like with like, or "
             f"write a new baseline: coordcheck-gate DIR --baseline FILE --update."
         )
+
+
+def what_differs(before: Baseline, now: Baseline, there: str, here: str) -> list[str]:
+    """In which settings that bear on slopes, and in which text, two differ, as sentences that say where each is."""
+    settings = [json.loads(json.dumps(each.config, default=str)) for each in (before, now)]
+    differing = [
+        f"{key}: {settings[0].get(key)!r} {there}, {settings[1].get(key)!r} {here}"
+        for key in sorted(settings[0].keys() | settings[1].keys())
+        if settings[0].get(key) != settings[1].get(key)
+    ]
+    if before.corpus_sha256 != now.corpus_sha256:
+        differing.append(
+            f"corpus_sha256: {before.corpus_sha256} {there} (Python {before.versions.get('python')}), "
+            f"{now.corpus_sha256} {here} (Python {now.versions.get('python')})"
+        )
+    return differing
 
 
 def compare(
@@ -234,7 +240,15 @@ def compare(
         ValueError: see :func:`refuse_another`, or if check and baseline have no curve in common.
     """
     refuse_another(baseline, check)
-    now = Baseline.of(check)
+    return beside(baseline, Baseline.of(check), tolerance, confidence)
+
+
+def beside(baseline: Baseline, now: Baseline, tolerance: float = TOLERANCE, confidence: float = 0.95) -> pd.DataFrame:
+    """Each curve of stored slopes beside the same curve of others, of whatever configuration; see :func:`compare`.
+
+    Raises:
+        ValueError: if they have no curve in common.
+    """
     if not now.curves.keys() & baseline.curves.keys():
         raise ValueError(
             f"the baseline has no curve in common with the check: {_first(baseline)} there, {_first(now)} here. "

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import pandas as pd
 import yaml
 
+from coordcheck.judge.comparison import Comparison
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.records.names import LONGEST, printable
@@ -51,17 +54,39 @@ def check_page(check: Judgement) -> str:
             chart=specification(check, slopes),
             left_out=len(check.slopes) - len(slopes),
             curves=len(check.slopes),
-            tables=[
-                {"title": title, "columns": [*rows.columns], "rows": rows.astype(str).to_numpy().tolist()}
-                for title, rows in (
-                    ("Parameters before training", audit),
-                    ("Alignment exponents", alignment_rows(check.alignments) if len(check.alignments) else None),
-                )
-                if rows is not None
-            ],
+            tables=[_table("Parameters before training", audit)] * (audit is not None)
+            + [_table("Alignment exponents", alignment_rows(check.alignments))] * bool(len(check.alignments)),
             configuration=yaml.safe_dump(json.loads(json.dumps(check.config, default=str)), sort_keys=False),
             versions=", ".join(f"{name} {number}" for name, number in check.versions.items()) or "unknown versions",
             vega=vega(),
+        )
+    )
+
+
+def _table(title: str, rows: pd.DataFrame | None) -> dict[str, Any]:
+    """A table that a click on a head sorts."""
+    rows = pd.DataFrame() if rows is None else rows
+    return {"title": title, "columns": [*rows.columns], "rows": rows.astype(str).to_numpy().tolist()}
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The content of ``changes.html``."""
+    changes = comparison.changes
+    rows = changes[["module", "kind", "step", "status"]].copy()
+    for name in ("before", "now", "change", "low", "high"):
+        rows[name] = ["" if np.isnan(value) else f"{value:+.3f}" for value in changes[name]]
+    rows["note"] = changes["note"]
+    return (
+        _environment()
+        .get_template("comparison.html")
+        .render(
+            title=f"{comparison.before} → {comparison.after}",
+            verdict=comparison.verdict,
+            word=comparison.sentence().partition(":")[0],
+            colours=VERDICT_COLOURS,
+            sentence=comparison.sentence(),
+            differing=comparison.differing,
+            tables=[_table("Curves", rows)],
         )
     )
 
