@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from coordcheck.auditing import audit_cell, in_training
-from coordcheck.check import check_cell, twin_of
+from coordcheck.check import check_once, twin_of
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_budget, member, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, Expect, GateConfig, Precision
@@ -322,7 +322,7 @@ def cure_cell(
 
     def check(of: "Cell", at: Sequence[int]) -> CoordCheck:
         twin = twin_of(of, gate, min(at)) if of is not cell else None
-        return check_cell(of, twin, plan, gate, at, seeds, store=store, reuse=reuse, workers=workers, config=config)
+        return check_once(of, twin, plan, gate, at, seeds, store=store, reuse=reuse, workers=workers, config=config)
 
     narrow = sorted(widths)[:FEWEST]
     before = audited = audit_cell(cell, narrow, gate)

@@ -222,18 +222,27 @@ def _exponents_of(finding: AuditFinding, row: Mapping[Any, Any]) -> Exponents | 
         # its logits need not start as large as they may
         too_large = row["std_exponent"] - row["expected_std_exponent"] if row["init_std"] > 0 else 0.0
         return Exponents(std=rounded(min(0.0, -too_large)), lr=rate)
+    if finding.change.quantity == "init_std" and not math.isnan(row["std_low"]):
+        spread = row["std_low"] - row["std_exponent"], row["std_high"] - row["std_exponent"]
+        power = rounded(
+            finding.change.exponent, finding.change.exponent - spread[1], finding.change.exponent - spread[0]
+        )
     names = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
     return Exponents(**{names[finding.change.quantity]: power})
 
 
-def rounded(exponent: float) -> float:
-    """A measured exponent as the one that it means.
+def rounded(exponent: float, low: float = math.inf, high: float = -math.inf) -> float:
+    """A measured exponent as the one that it means: the simplest within its interval, or close by.
 
-    >>> rounded(-0.4971), rounded(0.38)
-    (-0.5, 0.38)
+    Of a weight of few entries the std is known roughly, so that two that one rule wrote would get two exponents.
+
+    >>> rounded(-0.4971), rounded(0.38), rounded(-0.34, -0.55, -0.13), rounded(0.2, 0.15, 0.25)
+    (-0.5, 0.38, -0.5, 0.25)
     """
-    nearest = round(4 * exponent) / 4
-    return nearest if abs(nearest - exponent) < SAME else round(exponent, 2)
+    half, quarter = round(2 * exponent) / 2, round(4 * exponent) / 4
+    if low <= half <= high:
+        return half
+    return quarter if abs(quarter - exponent) < SAME or low <= quarter <= high else round(exponent, 2)
 
 
 def times(exponent: float) -> str:
