@@ -7,6 +7,7 @@
     python benchmarks/faults.py run fourth "Llama, Muon"             # one case of a set, by name
     python benchmarks/faults.py table         # diagnoses the stored checks anew and prints
     python benchmarks/faults.py advice fourth # does what the first finding says, and checks again
+    python benchmarks/faults.py cure fourth   # cures what a table can mend, lists the rest; correct models need none
 
 The models and their faults are in benchmarks/planted/.
 """
@@ -26,6 +27,7 @@ import pandas as pd
 import torch
 from planted.advice import about, changes_of, followed, parameters_of
 from planted.case import Case
+from planted.cured import cure_case, find, reason
 from planted.others import correct_others
 from planted.others_faulty import faulty_others
 from planted.ours import correct
@@ -74,6 +76,7 @@ def check_case(case: Case, seeds: Sequence[int]) -> coordcheck.CoordCheck:
             kinds=KINDS,
             device="cpu",
             decay=case.decay,
+            try_advice=False,
         )
 
 
@@ -189,6 +192,58 @@ def advice_of(chosen: str, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def cured(name: str, chosen: str) -> dict[str, Any]:
+    """A planted fault, its cure, and what the check says with it."""
+    base = SETS[chosen][1]
+    case = cases(base)[name]
+    row: dict[str, Any] = {"case": name, "planted": " or ".join(case.causes), "why not": reason(case)}
+    if row["why not"]:
+        return row
+    outcome = cure_case(case, WIDTHS, base)
+    row |= {"cure": outcome.cure.describe().replace("\n", "; "), "verdict": "not tried", "passes": False}
+    if outcome.after is None:
+        return row
+    left = int((outcome.after.slopes["verdict"] != "pass").sum())
+    first = first_fault(outcome.after.findings)
+    row |= {"verdict": outcome.after.verdict, "passes": outcome.after.verdict == "pass"}
+    return row | {"left": f"{left} curves" if left else "", "still said": "" if first is None else str(first)}
+
+
+def needed(name: str, chosen: str) -> dict[str, str]:
+    """A correct model and the table that it gets, which is empty."""
+    base = SETS[chosen][1]
+    table = find(cases(base)[name], WIDTHS, base)
+    return {"case": name, "cure": table.describe().replace("\n", "; ") if table else ""}
+
+
+def cures_of(chosen: str, names: Sequence[str]) -> str:
+    """What the cure makes of the planted faults of a set, and of its correct models."""
+    of_set = [case for of in GENERATORS[chosen] for case in of(SETS[chosen][1]) if of is not invisible]
+    asked = [case for case in of_set if case.name in names or not names]
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        rows = pd.DataFrame(pool.map(partial(cured, chosen=chosen), [case.name for case in asked if case.places]))
+        right = pd.DataFrame(pool.map(partial(needed, chosen=chosen), [c.name for c in asked if not c.places]))
+    lines = [f"## {chosen}"]
+    if len(rows):
+        no_table = rows["why not"] != ""
+        tried = rows[~no_table].fillna("")
+        lines += [
+            "",
+            f"With the cure the check passes: {percent(tried['passes'])} of the faults that a table can mend.",
+        ]
+        marks = tried.assign(passes=tried["passes"].map({True: "yes", False: "**no**"}))
+        columns = ["case", "planted", "cure", "passes", "verdict", "left"]
+        table = markdown_table(marks.reindex(columns=columns, fill_value="").astype(str))
+        lines += ["", table.replace(r"\*\*no\*\*", "**no**")]
+        lines += [f"\n{row['case']}: {row['still said']}" for _, row in tried.iterrows() if row.get("still said")]
+        lines += ["", "No table mends:", "", markdown_table(rows[no_table][["case", "planted", "why not"]].astype(str))]
+    if len(right):
+        empty = right["cure"] == ""
+        lines += ["", f"Correct models whose cure is empty: {percent(empty)}."]
+        lines += [f"{row['case']}: {row['cure']}" for _, row in right[~empty].iterrows()]
+    return "\n".join(lines)
+
+
 def main(command: str, *arguments: str) -> None:
     """Runs a set in two processes, prints the tables of all that are stored, or follows the advice that a set got."""
     if command == "table":
@@ -203,6 +258,9 @@ def main(command: str, *arguments: str) -> None:
     if command == "advice":
         planted = [case.name for of in GENERATORS[chosen] for case in of(base) if case.places]
         print(advice_of(chosen, names or planted))
+        return
+    if command == "cure":
+        print(cures_of(chosen, names), flush=True)
         return
     wanted = names or [case.name for of in GENERATORS[chosen] for case in of(base)]
     with ProcessPoolExecutor(PROCESSES) as pool:

@@ -324,6 +324,14 @@ def cure_cell(
         twin = twin_of(of, gate, min(at)) if of is not cell else None
         return check_once(of, twin, plan, gate, at, seeds, store=store, reuse=reuse, workers=workers, config=config)
 
+    table, before = find_cure(cell, gate, widths, base_width)
+    return Cured(table, check(cell, sorted(widths)[:FEWEST]), check(CuredCell(cell, table), widths), before)
+
+
+def find_cure(cell: "Cell", gate: GateConfig, widths: Sequence[int], base_width: int) -> tuple[Cure, Audit]:
+    """The table of a cell, from audits at the narrowest widths until nothing is left to change; and the first audit."""
+    from coordcheck.models.cured import Cured as CuredCell
+
     narrow = sorted(widths)[:FEWEST]
     before = audited = audit_cell(cell, narrow, gate)
     table = Cure(base_width)
@@ -334,5 +342,4 @@ def cure_cell(
             break
         table = table.plus(found)
         audited = audit_cell(CuredCell(cell, table), narrow, gate)
-    table = table.generalized(before.parameters["parameter"])
-    return Cured(table, check(cell, narrow), check(CuredCell(cell, table), widths), before)
+    return table.generalized(before.parameters["parameter"]), before
