@@ -19,6 +19,7 @@ from coordcheck.judge.audit_findings import AuditFinding
 
 VERSION = 1
 FOLDED = {"sgd": 2.0}  # of a multiplier's exponent, what the learning rate takes over; 1 under Adam
+UNSURE = 1.5  # of a 95 % interval, three standard errors: of hundreds of weights some lie beyond two
 SAME = 0.08  # how far an exponent may be from a multiple of a quarter and mean it
 
 
@@ -222,11 +223,9 @@ def _exponents_of(finding: AuditFinding, row: Mapping[Any, Any]) -> Exponents | 
         # its logits need not start as large as they may
         too_large = row["std_exponent"] - row["expected_std_exponent"] if row["init_std"] > 0 else 0.0
         return Exponents(std=rounded(min(0.0, -too_large)), lr=rate)
-    if finding.change.quantity == "init_std" and not math.isnan(row["std_low"]):
-        spread = row["std_low"] - row["std_exponent"], row["std_high"] - row["std_exponent"]
-        power = rounded(
-            finding.change.exponent, finding.change.exponent - spread[1], finding.change.exponent - spread[0]
-        )
+    if finding.change.quantity == "init_std":
+        low, high = (UNSURE * (row[end] - row["std_exponent"]) for end in ("std_low", "std_high"))
+        power = rounded(finding.change.exponent, finding.change.exponent - high, finding.change.exponent - low)
     names = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
     return Exponents(**{names[finding.change.quantity]: power})
 
