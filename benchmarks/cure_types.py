@@ -1,6 +1,6 @@
 """Models of transformers, in standard parametrization as their library makes them, and what their cure comes to.
 
-    python benchmarks/cure_types.py [TYPE ...]
+    python benchmarks/cure_types.py [TYPE ...]    # all, or these anew
 
 writes ``benchmarks/cure_types.md``, a row for each type: how many exponents change, and the check before and after. A
 type whose cure leaves curves undecided at three widths is cured again at four.
@@ -21,6 +21,14 @@ TYPES = [
 ]
 WIDTHS, WIDER = "[64,128,256]", "[64,128,256,512]"
 RESULT = Path(__file__).with_suffix(".md")
+HEAD = [
+    "# Cures of transformers' models: the output of `python benchmarks/cure_types.py`",
+    "",
+    f"seeds=auto, Adam, widths {WIDTHS}, and {WIDER} where those leave curves undecided.",
+    "",
+    "| type | widths | exponents changed | before | after | first at fault after |",
+    "| --- | --- | --- | --- | --- | --- |",
+]
 
 
 def cure_type(name: str) -> tuple[str, Cured | str]:
@@ -51,19 +59,14 @@ def row(name: str, widths: str, result: Cured | str) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Writes the table, a row at a time."""
-    rows = [
-        "# Cures of transformers' models: the output of `python benchmarks/cure_types.py`",
-        "",
-        f"seeds=auto, Adam, widths {WIDTHS}, and {WIDER} where those leave curves undecided.",
-        "",
-        "| type | widths | exponents changed | before | after | first at fault after |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """Writes the table, a row at a time; of the rows that are there, those of other types stay."""
+    lines = RESULT.read_text(encoding="utf-8").splitlines() if RESULT.exists() and names else []
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "---" not in line}
     for name in names or TYPES:
-        rows.append(row(name, *cure_type(name)))
-        print(rows[-1], flush=True)
-        RESULT.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows[name] = row(name, *cure_type(name))
+        print(rows[name], flush=True)
+        table = [rows[known] for known in dict.fromkeys([*TYPES, *names]) if known in rows]
+        RESULT.write_text("\n".join([*HEAD, *table]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

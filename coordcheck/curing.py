@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 3  # of looking at what the cure so far has left
 FEWEST = 3  # widths
-CURE = "cure.yaml"
+CURE, CURE_PICTURE = "cure.yaml", "cure.png"
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,19 @@ class Cured:
         return "\n".join([f"before  {_counted(self.before)}", self.cure.describe(), f"after   {_counted(self.after)}"])
 
     def save(self, directory: str | Path) -> None:
-        """Writes ``cure.yaml``, and the checks to ``before`` and ``after``."""
+        """Writes ``cure.yaml``, ``cure.png``, and the checks to ``before`` and ``after``."""
         directory = Path(directory)
         self.before.save(directory / "before")
         self.after.save(directory / "after")
         self.cure.save(directory / CURE)
+        self.plot(directory / CURE_PICTURE)
+
+    def plot(self, path: str | Path) -> None:
+        """Writes a PNG: sizes against width before and with the cure, side by side, and the table."""
+        from coordcheck.report.figures.cure import cure_figure
+        from coordcheck.report.figures.style import save_figure
+
+        save_figure(cure_figure(self.cure, self.before, self.after), Path(path), self.cure.to_dict())
 
 
 def _counted(check: CoordCheck) -> str:
