@@ -56,6 +56,7 @@ def cure_figure(table: CureTable, before: Judgement, after: Judgement) -> Figure
             fontweight="bold",
             color=VERDICT_COLOURS[check.verdict],
         )
+    figure.text(0.53, 1 - 0.78 / height, CAPTION, fontsize=8, ha="center", va="top")
     text = "\n".join([f"the cure; width_mult is width / {table.base_width}", *lines])
     figure.text(0.08, 0.12 / height, text, fontsize=9, family="monospace", va="bottom")
     return figure
