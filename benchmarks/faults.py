@@ -192,56 +192,53 @@ def advice_of(chosen: str, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def cured(name: str, chosen: str) -> dict[str, Any]:
-    """A planted fault, its cure, and what the check says with it."""
+def cured(name: str, chosen: str) -> tuple[str, bool]:
+    """A row on a planted fault, its cure, and the check with it; and whether that passes."""
     base = SETS[chosen][1]
     case = cases(base)[name]
-    row: dict[str, Any] = {"case": name, "planted": " or ".join(case.causes), "why not": reason(case)}
-    if row["why not"]:
-        return row
     outcome = cure_case(case, WIDTHS, base)
-    row |= {"cure": outcome.cure.describe().replace("\n", "; "), "verdict": "not tried", "passes": False}
-    if outcome.after is None:
-        return row
-    left = int((outcome.after.slopes["verdict"] != "pass").sum())
-    first = first_fault(outcome.after.findings)
-    row |= {"verdict": outcome.after.verdict, "passes": outcome.after.verdict == "pass"}
-    return row | {"left": f"{left} curves" if left else "", "still said": "" if first is None else str(first)}
+    verdict, left, said = "not tried", "", ""
+    if outcome.after is not None:
+        open_curves = int((outcome.after.slopes["verdict"] != "pass").sum())
+        first = first_fault(outcome.after.findings)
+        verdict, left = outcome.after.verdict, f"{open_curves} curves" if open_curves else ""
+        said = "" if first is None else f"{first.fault} at {first.module}"
+    cells = [name, " or ".join(case.causes), outcome.cure.describe().replace("\n", "; "), verdict, left, said]
+    return f"| {' | '.join(cells)} |", verdict == "pass"
 
 
-def needed(name: str, chosen: str) -> dict[str, str]:
-    """A correct model and the table that it gets, which is empty."""
+def needed(name: str, chosen: str) -> tuple[str, bool]:
+    """A row on a correct model whose cure is not empty; and whether it is."""
     base = SETS[chosen][1]
     table = find(cases(base)[name], WIDTHS, base)
-    return {"case": name, "cure": table.describe().replace("\n", "; ") if table else ""}
+    return f"| {name} | {table.describe().replace(chr(10), '; ')} |", not table
 
 
-def cures_of(chosen: str, names: Sequence[str]) -> str:
-    """What the cure makes of the planted faults of a set, and of its correct models."""
+def print_cures(chosen: str, names: Sequence[str]) -> None:
+    """Prints what the cure makes of the planted faults of a set, and of its correct models, a row at a time."""
     of_set = [case for of in GENERATORS[chosen] for case in of(SETS[chosen][1]) if of is not invisible]
     asked = [case for case in of_set if case.name in names or not names]
+    faults = [case for case in asked if case.places]
+    mendable = [case.name for case in faults if not reason(case)]
+    right = [case.name for case in asked if not case.places]
+    print(
+        f"## {chosen}\n\n| case | planted | cure | check with it | undecided or at fault | first said |\n"
+        + "| --- " * 6
+        + "|"
+    )
+    passed, empty = [], []
     with ProcessPoolExecutor(PROCESSES) as pool:
-        rows = pd.DataFrame(pool.map(partial(cured, chosen=chosen), [case.name for case in asked if case.places]))
-        right = pd.DataFrame(pool.map(partial(needed, chosen=chosen), [c.name for c in asked if not c.places]))
-    lines = [f"## {chosen}"]
-    if len(rows):
-        no_table = rows["why not"] != ""
-        tried = rows[~no_table].fillna("")
-        lines += [
-            "",
-            f"With the cure the check passes: {percent(tried['passes'])} of the faults that a table can mend.",
-        ]
-        marks = tried.assign(passes=tried["passes"].map({True: "yes", False: "**no**"}))
-        columns = ["case", "planted", "cure", "passes", "verdict", "left"]
-        table = markdown_table(marks.reindex(columns=columns, fill_value="").astype(str))
-        lines += ["", table.replace(r"\*\*no\*\*", "**no**")]
-        lines += [f"\n{row['case']}: {row['still said']}" for _, row in tried.iterrows() if row.get("still said")]
-        lines += ["", "No table mends:", "", markdown_table(rows[no_table][["case", "planted", "why not"]].astype(str))]
-    if len(right):
-        empty = right["cure"] == ""
-        lines += ["", f"Correct models whose cure is empty: {percent(empty)}."]
-        lines += [f"{row['case']}: {row['cure']}" for _, row in right[~empty].iterrows()]
-    return "\n".join(lines)
+        for line, passes in pool.map(partial(cured, chosen=chosen), mendable):
+            print(line, flush=True)
+            passed.append(passes)
+        print(f"\nWith the cure the check passes: {percent(pd.Series(passed, dtype=bool))}. No table mends:\n")
+        print("\n".join(f"* {case.name}: {reason(case)}" for case in faults if reason(case)))
+        print("\n| correct model | what its cure changes |\n| --- | --- |")
+        for line, is_empty in pool.map(partial(needed, chosen=chosen), right):
+            empty.append(is_empty)
+            if not is_empty:
+                print(line, flush=True)
+    print(f"\nCorrect models whose cure is empty: {percent(pd.Series(empty, dtype=bool))}.\n", flush=True)
 
 
 def main(command: str, *arguments: str) -> None:
@@ -260,7 +257,7 @@ def main(command: str, *arguments: str) -> None:
         print(advice_of(chosen, names or planted))
         return
     if command == "cure":
-        print(cures_of(chosen, names), flush=True)
+        print_cures(chosen, names)
         return
     wanted = names or [case.name for of in GENERATORS[chosen] for case in of(base)]
     with ProcessPoolExecutor(PROCESSES) as pool:
