@@ -94,7 +94,7 @@ def test_what_is_no_number_is_not_tried():
 
 
 def test_too_large_an_epsilon_is_tried_once():
-    findings = [finding("epsilon", "q"), finding("epsilon", "v")]
+    findings = [finding("epsilon", "q"), finding("epsilon", "v"), finding("untrained", "q")]
     known = audit(finding("large_epsilon", "q"))
     known.parameters["gradient_exponent"], known.parameters["eps_exponent"] = -1.0, 0.0
     tables = []
