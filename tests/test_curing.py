@@ -100,7 +100,7 @@ def test_a_tied_readout_gets_a_multiplier():
 def test_the_files_hold_the_cure(result, tmp_path):
     result.save(tmp_path)
     assert Cure.load(tmp_path / "cure.yaml") == result.cure
-    assert {path.name for path in tmp_path.iterdir()} == {"after", "before", "cure.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"after", "before", "cure.png", "cure.yaml"}
     (tmp_path / "cure.yaml").write_text("[" * 10_000)
     with pytest.raises(ValueError, match="cannot be read as a cure"):
         Cure.load(tmp_path / "cure.yaml")
