@@ -201,10 +201,12 @@ def cured(name: str, chosen: str) -> tuple[str, bool]:
     if outcome.after is not None:
         open_curves = int((outcome.after.slopes["verdict"] != "pass").sum())
         first = first_fault(outcome.after.findings)
-        verdict, left = outcome.after.verdict, f"{open_curves} curves" if open_curves else ""
+        widest = max(outcome.after.records["width"])
+        verdict = f"{outcome.after.verdict} up to width {widest}"
+        left = f"{open_curves} curves" if open_curves else ""
         said = "" if first is None else f"{first.fault} at {first.module}"
     cells = [name, " or ".join(case.causes), outcome.cure.describe().replace("\n", "; "), verdict, left, said]
-    return f"| {' | '.join(cells)} |", verdict == "pass"
+    return f"| {' | '.join(cells)} |", verdict.startswith("pass")
 
 
 def needed(name: str, chosen: str) -> tuple[str, bool]:

@@ -60,18 +60,25 @@ def find(case: Case, widths: tuple[int, ...], base: int) -> Cure:
 
 
 def cure_case(case: Case, widths: tuple[int, ...], base: int) -> Outcome:
-    """The cure of a case, and the check with it: seeds=auto, and a control."""
+    """The cure of a case, and the check with it: seeds=auto, and a control.
+
+    Where that leaves curves undecided it is made again with one more width, twice as wide.
+    """
     torch.set_num_threads(1)
-    cell, gate = _cell(case, widths)
     plan = RunPlan(4, KINDS, None, torch.device("cpu"), Precision.fp32)
     with in_training(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an evaluation within the step has one of its own
-        cure = find_cure(cell, gate, widths, base)[0]
-        if not cure:
-            return Outcome(cure, None)
-        cured, config = CuredCell(cell, cure), {"seeds": AUTO}
-        twin = twin_of(cured, gate, min(widths))
-        return Outcome(cure, check_once(cured, twin, plan, gate, widths, Auto(3.0), workers=1, config=config))
+        for at in (widths, (*widths, 2 * widths[-1])):
+            cell, gate = _cell(case, at)
+            cure = find_cure(cell, gate, at, base)[0]
+            if not cure:
+                return Outcome(cure, None)
+            cured = CuredCell(cell, cure)
+            twin = twin_of(cured, gate, min(at))
+            after = check_once(cured, twin, plan, gate, at, Auto(3.0), workers=1, config={"seeds": AUTO})
+            if after.verdict != "inconclusive":
+                break
+    return Outcome(cure, after)
 
 
 def _cell(case: Case, widths: tuple[int, ...]) -> tuple[OwnCell, GateConfig]:
