@@ -87,7 +87,7 @@ def check_of(job: tuple[str, Any]) -> coordcheck.CoordCheck:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if group == "configured":
-            return check_config(load(what))
+            return check_config(load([*what, "try_advice=false"]))
         case = next(case for case in planted(group) if case.name == what)
         return coordcheck.coord_check(
             case.build,
@@ -98,6 +98,7 @@ def check_of(job: tuple[str, Any]) -> coordcheck.CoordCheck:
             device="cpu",
             decay=case.decay,
             first_seed=FIRST_SEED,
+            try_advice=False,
         )
 
 

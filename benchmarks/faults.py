@@ -7,6 +7,7 @@
     python benchmarks/faults.py run fourth "Llama, Muon"             # one case of a set, by name
     python benchmarks/faults.py table         # diagnoses the stored checks anew and prints
     python benchmarks/faults.py advice fourth # does what the first finding says, and checks again
+    python benchmarks/faults.py cure fourth   # cures what a table can mend, lists the rest; correct models need none
 
 The models and their faults are in benchmarks/planted/.
 """
@@ -26,6 +27,7 @@ import pandas as pd
 import torch
 from planted.advice import about, changes_of, followed, parameters_of
 from planted.case import Case
+from planted.cured import cure_case, find, reason
 from planted.others import correct_others
 from planted.others_faulty import faulty_others
 from planted.ours import correct
@@ -74,6 +76,7 @@ def check_case(case: Case, seeds: Sequence[int]) -> coordcheck.CoordCheck:
             kinds=KINDS,
             device="cpu",
             decay=case.decay,
+            try_advice=False,
         )
 
 
@@ -189,6 +192,57 @@ def advice_of(chosen: str, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def cured(name: str, chosen: str) -> tuple[str, bool]:
+    """A row on a planted fault, its cure, and the check with it; and whether that passes."""
+    base = SETS[chosen][1]
+    case = cases(base)[name]
+    outcome = cure_case(case, WIDTHS, base)
+    verdict, left, said = "not tried", "", ""
+    if outcome.after is not None:
+        open_curves = int((outcome.after.slopes["verdict"] != "pass").sum())
+        first = first_fault(outcome.after.findings)
+        widest = max(outcome.after.records["width"])
+        verdict = f"{outcome.after.verdict} up to width {widest}"
+        left = f"{open_curves} curves" if open_curves else ""
+        said = "" if first is None else f"{first.fault} at {first.module}"
+    cells = [name, " or ".join(case.causes), outcome.cure.describe().replace("\n", "; "), verdict, left, said]
+    return f"| {' | '.join(cells)} |", verdict.startswith("pass")
+
+
+def needed(name: str, chosen: str) -> tuple[str, bool]:
+    """A row on a correct model whose cure is not empty; and whether it is."""
+    base = SETS[chosen][1]
+    table = find(cases(base)[name], WIDTHS, base)
+    return f"| {name} | {table.describe().replace(chr(10), '; ')} |", not table
+
+
+def print_cures(chosen: str, names: Sequence[str]) -> None:
+    """Prints what the cure makes of the planted faults of a set, and of its correct models, a row at a time."""
+    of_set = [case for of in GENERATORS[chosen] for case in of(SETS[chosen][1]) if of is not invisible]
+    asked = [case for case in of_set if case.name in names or not names]
+    faults = [case for case in asked if case.places]
+    mendable = [case.name for case in faults if not reason(case)]
+    right = [case.name for case in asked if not case.places]
+    print(
+        f"## {chosen}\n\n| case | planted | cure | check with it | undecided or at fault | first said |\n"
+        + "| --- " * 6
+        + "|"
+    )
+    passed, empty = [], []
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        for line, passes in pool.map(partial(cured, chosen=chosen), mendable):
+            print(line, flush=True)
+            passed.append(passes)
+        print(f"\nWith the cure the check passes: {percent(pd.Series(passed, dtype=bool))}. No table mends:\n")
+        print("\n".join(f"* {case.name}: {reason(case)}" for case in faults if reason(case)))
+        print("\n| correct model | what its cure changes |\n| --- | --- |")
+        for line, is_empty in pool.map(partial(needed, chosen=chosen), right):
+            empty.append(is_empty)
+            if not is_empty:
+                print(line, flush=True)
+    print(f"\nCorrect models whose cure is empty: {percent(pd.Series(empty, dtype=bool))}.\n", flush=True)
+
+
 def main(command: str, *arguments: str) -> None:
     """Runs a set in two processes, prints the tables of all that are stored, or follows the advice that a set got."""
     if command == "table":
@@ -203,6 +257,9 @@ def main(command: str, *arguments: str) -> None:
     if command == "advice":
         planted = [case.name for of in GENERATORS[chosen] for case in of(base) if case.places]
         print(advice_of(chosen, names or planted))
+        return
+    if command == "cure":
+        print_cures(chosen, names)
         return
     wanted = names or [case.name for of in GENERATORS[chosen] for case in of(base)]
     with ProcessPoolExecutor(PROCESSES) as pool:

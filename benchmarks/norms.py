@@ -103,6 +103,7 @@ def run(name: str) -> str:
             device="cpu",
             decay=case.decay,
             control=False,
+            try_advice=False,
         )
     check.save(STORE / "".join(c if c.isalnum() else "-" for c in name))
     return f"{check.verdict:12}  {name}"

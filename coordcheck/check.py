@@ -5,6 +5,7 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -21,9 +22,11 @@ from coordcheck.config.call import check_accepted, check_options, gate_of
 from coordcheck.config.rules import check_axes, check_budget, check_modules, member, seeds_of
 from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Expect, FlaxConfig, GateConfig, Precision
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.cure import CureTable
 from coordcheck.judge.diagnose.lacking import lacking
 from coordcheck.judge.judgement import judged_curves
 from coordcheck.judge.looks import Auto, look_confidence, look_until_decided, narrow, pilot, seeds_at
+from coordcheck.judge.trial import trials_of
 from coordcheck.records.merge import completed
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
@@ -39,6 +42,7 @@ CONTROL_SEEDS = 3
 WORKERS = 4  # that runs of unknown number share the cores for
 NOT_NEEDED = "not run, for the check fails without it."
 NARROW = 3  # widths and seeds, the fewest that make a slope and an interval worth having
+TRIED = 0.55  # of a pilot's runs try an advice; as many runs of the same seeds at every width would decide less
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
@@ -69,6 +73,7 @@ def coord_check(
     first_seed: int = 0,
     accept: Sequence[str] = (),
     rerun: bool = True,
+    try_advice: bool = True,
 ) -> CoordCheck:
     """Checks how a model of yours scales with width.
 
@@ -113,6 +118,8 @@ def coord_check(
             modules receive was not accepted.
         rerun: Whether a few narrow runs record what a diagnosis lacks (effective updates, or a third step), where the
             check fails and nothing recorded tells why; one sentence of the result says so.
+        try_advice: Whether what findings advise is tried, where the check fails and that is a number, by a few
+            runs at the three narrowest widths. What does not help is no longer the advice.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -134,7 +141,9 @@ def coord_check(
 
     axes = check_axes(widths, seeds, steps, kinds)
     selected = check_modules(modules)
-    check_options(name=name, control=control, audit=audit, rerun=rerun, store=store, workers=workers)
+    check_options(
+        name=name, control=control, audit=audit, rerun=rerun, try_advice=try_advice, store=store, workers=workers
+    )
     auto = Auto(check_budget(budget), whole("first_seed", first_seed, 100, at_least=0, at_most=LARGEST // 2))
     gate = gate_of(expect, decay, accept)
     check_accepted(gate, audit)
@@ -159,6 +168,7 @@ def coord_check(
             auto if isinstance(axes.seeds, str) else axes.seeds,
             audit=bool(audit),
             rerun=bool(rerun),
+            try_advice=bool(try_advice),
             store=store,
             workers=workers,
             config=config,
@@ -192,6 +202,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             Auto(config.budget, config.first_seed) if isinstance(seeds := seeds_of(config), str) else seeds,
             audit=config.audit,
             rerun=config.rerun,
+            try_advice=config.try_advice,
             store=config.runs,
             reuse=config.resume,
             workers=config.workers,
@@ -219,12 +230,13 @@ def check_cell(
     *,
     audit: bool = True,
     rerun: bool = True,
+    try_advice: bool = True,
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
     config: Mapping[str, Any],
 ) -> CoordCheck:
-    """Audits a cell, runs it and its control, and judges both.
+    """Audits a cell, runs it and its control, judges both, and tries what is advised where that fails.
 
     Args:
         cell: What is checked.
@@ -235,11 +247,49 @@ def check_cell(
         seeds: One run at each width for each, or as many as it needs.
         audit: Whether to audit the narrowest models first.
         rerun: Whether narrow runs record what a diagnosis lacks.
+        try_advice: Whether narrow runs try what is advised.
         store: Where finished runs are kept; None keeps nothing.
         reuse: Whether stored runs are read.
         workers: Runs at a time at most; None for as many as share the device.
         config: What was asked for, kept beside the result.
     """
+    from coordcheck.models.cured import Cured
+
+    options: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "config": config}
+    check = check_once(cell, twin, plan, gate, widths, seeds, audit=audit, rerun=rerun, **options)
+    ran = sorted(int(width) for width in check.records["width"].unique())[:NARROW]
+    if check.verdict != "fail" or not try_advice or len(ran) < NARROW:
+        return check
+    few = Auto(1.0, seeds.first_seed if isinstance(seeds, Auto) else seeds[0], TRIED)
+    changed = options | {"config": {**config, "seeds": pilot(ran, TRIED)}}
+
+    def check_with(table: CureTable) -> CoordCheck:
+        return check_once(Cured(cell, table), None, plan, gate, ran, few, rerun=False, title="advice", **changed)
+
+    try:
+        return check.with_trials(trials_of(check.findings, check.audit, ran, check_with))
+    except Exception as error:  # of a user's model or optimizer, which need not bear a change
+        warnings.warn(f"the advice could not be tried ({type(error).__name__}: {error})", stacklevel=2)
+        return check
+
+
+def check_once(
+    cell: "Cell",
+    twin: "tuple[Cell, str] | None",
+    plan: "RunPlan",
+    gate: GateConfig,
+    widths: Sequence[int],
+    seeds: Sequence[int] | Auto,
+    *,
+    audit: bool = True,
+    rerun: bool = True,
+    store: str | Path | None = None,
+    reuse: bool = True,
+    workers: int | None = None,
+    config: Mapping[str, Any],
+    title: str = "check",
+) -> CoordCheck:
+    """Audits a cell, runs it and its control, and judges both, see :func:`check_cell`; the title is of its progress."""
     from coordcheck.run.estimate import fitting, least_memory, not_silent
     from coordcheck.run.queue import announce, threads_of_runs
 
@@ -258,7 +308,7 @@ def check_cell(
                 unaudited = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if audited is not None:
             cell.learn_roles(audited.roles())
-        queue = queue_of(cell, plan, pilot(widths), seeds, "check")
+        queue = queue_of(cell, plan, pilot(widths, 1.0 if auto is None else auto.share), seeds, title)
         queues = [queue]
         if twin is not None:
             counts = dict.fromkeys(narrow(widths), CONTROL_SEEDS)
@@ -320,9 +370,10 @@ def as_many_as_needed(
     from coordcheck.run.queue import Finished, cost
 
     skipped: list[str] = []
+    title = queue.title
 
     def finish(seeds: dict[int, list[int]], still_open: str) -> pd.DataFrame:
-        queue.seeds, queue.title = seeds, f"check: {still_open}"
+        queue.seeds, queue.title = seeds, f"{title}: {still_open}"
         done = queue.finish()
         skipped[:] = done.skipped
         return done.records

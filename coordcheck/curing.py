@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from coordcheck.auditing import audit_cell, in_training
-from coordcheck.check import check_cell, twin_of
+from coordcheck.check import check_once, twin_of
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_budget, member, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, Expect, GateConfig, Precision
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 3  # of looking at what the cure so far has left
 FEWEST = 3  # widths
-CURE = "cure.yaml"
+CURE, CURE_PICTURE = "cure.yaml", "cure.png"
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,19 @@ class Cured:
         return "\n".join([f"before  {_counted(self.before)}", self.cure.describe(), f"after   {_counted(self.after)}"])
 
     def save(self, directory: str | Path) -> None:
-        """Writes ``cure.yaml``, and the checks to ``before`` and ``after``."""
+        """Writes ``cure.yaml``, ``cure.png``, and the checks to ``before`` and ``after``."""
         directory = Path(directory)
         self.before.save(directory / "before")
         self.after.save(directory / "after")
         self.cure.save(directory / CURE)
+        self.plot(directory / CURE_PICTURE)
+
+    def plot(self, path: str | Path) -> None:
+        """Writes a PNG: sizes against width before and with the cure, side by side, and the table."""
+        from coordcheck.report.figures.cure import cure_figure
+        from coordcheck.report.figures.style import save_figure
+
+        save_figure(cure_figure(self.cure, self.before, self.after), Path(path), self.cure.to_dict())
 
 
 def _counted(check: CoordCheck) -> str:
@@ -322,7 +330,15 @@ def cure_cell(
 
     def check(of: "Cell", at: Sequence[int]) -> CoordCheck:
         twin = twin_of(of, gate, min(at)) if of is not cell else None
-        return check_cell(of, twin, plan, gate, at, seeds, store=store, reuse=reuse, workers=workers, config=config)
+        return check_once(of, twin, plan, gate, at, seeds, store=store, reuse=reuse, workers=workers, config=config)
+
+    table, before = find_cure(cell, gate, widths, base_width)
+    return Cured(table, check(cell, sorted(widths)[:FEWEST]), check(CuredCell(cell, table), widths), before)
+
+
+def find_cure(cell: "Cell", gate: GateConfig, widths: Sequence[int], base_width: int) -> tuple[Cure, Audit]:
+    """The table of a cell, from audits at the narrowest widths until nothing is left to change; and the first audit."""
+    from coordcheck.models.cured import Cured as CuredCell
 
     narrow = sorted(widths)[:FEWEST]
     before = audited = audit_cell(cell, narrow, gate)
@@ -334,5 +350,4 @@ def cure_cell(
             break
         table = table.plus(found)
         audited = audit_cell(CuredCell(cell, table), narrow, gate)
-    table = table.generalized(before.parameters["parameter"])
-    return Cured(table, check(cell, narrow), check(CuredCell(cell, table), widths), before)
+    return table.generalized(before.parameters["parameter"]), before

@@ -20,6 +20,7 @@ from coordcheck.config.schema import Expect, GateConfig
 from coordcheck.judge.audit import COLUMNS, AuditResult
 from coordcheck.judge.control import Control
 from coordcheck.judge.judgement import Judgement
+from coordcheck.judge.trial import Trial
 from coordcheck.records.files import (
     ALIGNMENTS,
     AUDIT_PICTURE,
@@ -145,6 +146,7 @@ class CoordCheck(Judgement):
             "audit": None if self.audit is None else {**self.audit.facts(), "sha256": _sha256_of(self.audit)},
             "accepted": [] if self.audit is None else [str(finding) for finding in self.audit.accepted],
             "unaudited": self.unaudited,
+            "trials": [trial.facts() for trial in self.trials],
             "skipped": self.skipped,
             "versions": self.versions,
             "corpus_sha256": self.corpus_sha256,
@@ -202,6 +204,7 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         "audit": audited,
         "unaudited": unaudited,
         "readout": said["config"].get("readout", {}).get("name"),
+        "trials": [Trial.of_facts(row) for row in said.get("trials", [])],
         **{name: said[name] for name in ("skipped", "config", "versions", "corpus_sha256")},
     }
 

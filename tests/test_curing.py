@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import coordcheck
-from coordcheck import Cure
+from coordcheck import CoordCheck, Cure
+from coordcheck.judge.trial import trials_of
+from coordcheck.report.console import make_console, print_check
 
 BASE = 32
 TABLE = Cure.from_dict(
@@ -98,7 +100,7 @@ def test_a_tied_readout_gets_a_multiplier():
 def test_the_files_hold_the_cure(result, tmp_path):
     result.save(tmp_path)
     assert Cure.load(tmp_path / "cure.yaml") == result.cure
-    assert {path.name for path in tmp_path.iterdir()} == {"after", "before", "cure.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"after", "before", "cure.png", "cure.yaml"}
     (tmp_path / "cure.yaml").write_text("[" * 10_000)
     with pytest.raises(ValueError, match="cannot be read as a cure"):
         Cure.load(tmp_path / "cure.yaml")
@@ -228,3 +230,86 @@ def test_the_code_of_a_cure_does_the_same():
 def test_an_odd_base_width_is_refused(base):
     with pytest.raises(ValueError, match=re.escape(f"`base_width` is a positive integer; got {base!r}")):
         cured(build, base_width=base)
+
+
+def slow_but_one(model):
+    """Adam in muP, but for the rate of one matrix."""
+    width = model[0].weight.shape[1]
+    groups = [
+        {"params": [model[1].weight, model.head.weight], "lr": 1e-3 * BASE / width},
+        {"params": [model[0].weight, model[1].bias, model[3].weight, model[3].bias]},
+    ]
+    return torch.optim.Adam(groups, lr=1e-3, eps=1e-12)
+
+
+def in_mup(width):
+    model = build(width)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=width**-0.5) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+    nn.init.normal_(model[0].weight)
+    nn.init.normal_(model.head.weight, std=1 / width)
+    return model
+
+
+def checked(optimizer=slow_but_one, **options):
+    widths = (32, 64, 128)
+    return coordcheck.coord_check(in_mup, batch, widths, 3, optimizer=optimizer, device="cpu", control=False, **options)
+
+
+def test_advice_is_tried_and_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("coordcheck.check.trials_of", trials_of)
+    check = checked()
+    (said,) = [finding.tried for finding in check.findings if finding.fault]
+    assert said.startswith("Tried: with this change ") and check.findings[0].parameter == "1.weight"
+    assert check.trials[0].helped and check.trials[0].verdict != "fail"
+    assert check.findings[0].advice.startswith("Put it in a parameter group with lr / width_mult")
+    assert check.sentence().endswith(said)
+    check.save_text(tmp_path)
+    assert said in (tmp_path / "report.md").read_text() and said in (tmp_path / "verdict.json").read_text()
+    loaded = CoordCheck.load(tmp_path)
+    assert loaded.trials == check.trials and loaded.sentence() == check.sentence()
+    print_check(loaded, make_console(), tmp_path)
+    assert re.search(r"^Tried +with this change", capsys.readouterr().out, re.MULTILINE)
+    (tmp_path / "verdict.json").write_text(
+        (tmp_path / "verdict.json").read_text().replace('"helped": true', '"helped": 2')
+    )
+    with pytest.raises(ValueError, match="trials"):
+        CoordCheck.load(tmp_path)
+
+
+def test_advice_is_not_tried_where_nobody_wants_it_or_nothing_fails(monkeypatch):
+    monkeypatch.setattr("coordcheck.check.trials_of", lambda *_: pytest.fail("tried"))
+    assert checked(try_advice=False).verdict == "fail"
+
+    def right(model):
+        rate = 1e-3 * BASE / model[0].weight.shape[1]
+        groups = [{"params": [model[1].weight, model[3].weight, model.head.weight], "lr": rate}]
+        groups += [{"params": [model[0].weight, model[1].bias, model[3].bias]}]
+        return torch.optim.Adam(groups, lr=1e-3, eps=1e-12)
+
+    assert checked(right).verdict != "fail"
+    with pytest.raises(ValueError, match=re.escape("`try_advice` is True or False; got 'no'. For example")):
+        checked(try_advice="no")
+
+
+class Branch(nn.Module):
+    """A stream and a branch that is multiplied by sqrt(width_mult)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(32, width), nn.Linear(width, 32, bias=False)
+        self.inner = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False))
+        self.factor = (width / BASE) ** 0.5
+        for layer in (self.inner[0], self.inner[2]):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        return self.head(x + self.factor * self.inner(x))
+
+
+def test_a_branch_that_is_multiplied_as_a_whole_is_cured():
+    result = cured(Branch)
+    exponents = result.cure.exponents("inner.2.weight")
+    assert (exponents.std, exponents.lr) == (-0.5, -1.5)
+    assert result.before.verdict == "fail" and result.after.verdict != "fail"

@@ -13,6 +13,7 @@ import coordcheck
 from conftest import NO_TORCH, run
 from coordcheck.config.load import load
 
+HIDDEN_OF_LLAMA = "model.layers.*.self_attn.q_proj.weight"
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
@@ -56,6 +57,19 @@ def test_python_runs(code, tmp_path, monkeypatch, capsys):
         pytest.importorskip("flax", reason="JAX is not installed: pip install 'coordcheck[jax]'")
     small = code.replace("widths=(64, 128, 256, 512)", "widths=(64, 128, 256)").replace("(8, 65)", "(2, 17)")
     names = {"coordcheck": coordcheck, "torch": torch, "build": build, "batch": batch, "optimizer": adam}
+    if "LlamaConfig" in code:
+        pytest.importorskip("transformers")
+        table = {
+            "version": 1,
+            "base_width": 64,
+            "entries": [{"parameters": [HIDDEN_OF_LLAMA], "role": "hidden", "lr": -1}],
+        }
+        coordcheck.Cure.from_dict(table).save("llama/cure.yaml")
+        names["batches"] = [torch.randint(256, (2, 9))] * 2
+        small = small.replace("width = 1024", "width = 128").replace("width // 16", "8, num_hidden_layers=2")
+        exec(small, names)
+        assert [group["lr"] for group in names["optimizer"].param_groups] == [3e-3, 1.5e-3]
+        return
     if "Cure.load" in code:
         (path,) = re.findall(r'Cure.load\("(.*)"\)', code)
         table = {"version": 1, "base_width": 64, "entries": [{"parameters": ["1.weight"], "role": "hidden", "lr": -1}]}

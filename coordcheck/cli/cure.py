@@ -24,7 +24,7 @@ def main() -> None:
 
 def _cure(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
-    from coordcheck.curing import CURE, cure_config
+    from coordcheck.curing import CURE, CURE_PICTURE, cure_config
     from coordcheck.records.lock import locked
     from coordcheck.report.console import make_console, say
 
@@ -37,7 +37,7 @@ def _cure(arguments: argparse.Namespace) -> int:
         say(console, line)
     if result.after.verdict != "pass":
         say(console, result.after.sentence())
-    say(console, f"Files in {directory}: {CURE} before/report.png after/report.png")
+    say(console, f"Files in {directory}: {CURE} {CURE_PICTURE} before/report.png after/report.png")
     if arguments.form == "python":
         print(result.cure.as_python(), end="")
     return exit_code([result.after.verdict])

@@ -38,7 +38,9 @@ def check_accepted(gate: GateConfig, audit: bool) -> None:
         )
 
 
-def check_options(*, name: Any, control: Any, audit: Any, rerun: Any, store: Any, workers: Any) -> None:
+def check_options(
+    *, name: Any, control: Any, audit: Any, rerun: Any, try_advice: Any, store: Any, workers: Any
+) -> None:
     """Checks what a call may say by keyword, see :func:`coordcheck.coord_check`.
 
     Raises:
@@ -52,7 +54,7 @@ def check_options(*, name: Any, control: Any, audit: Any, rerun: Any, store: Any
             f"`control` is True, False, or a pair of functions (build, optimizer) of a model that must fail; got "
             f"{shown(control)}. For example control=False, or control=(build_in_sp, optimizer)."
         )
-    for option, flag in (("audit", audit), ("rerun", rerun)):
+    for option, flag in (("audit", audit), ("rerun", rerun), ("try_advice", try_advice)):
         if not is_flag(flag):
             raise ValueError(f"`{option}` is True or False; got {shown(flag)}. For example {option}=False.")
     if store is not None:

@@ -12,7 +12,9 @@ from typing import Any
 AUTO = "auto"  # of seeds: as many runs as a check needs
 PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
 # keys that say how a check is run and kept
-BOOKKEEPING = frozenset({"name", "audit", "rerun", "workers", "resume", "runs", "plots", "verbose", PARAMETERS})
+BOOKKEEPING = frozenset(
+    {"name", "audit", "rerun", "try_advice", "workers", "resume", "runs", "plots", "verbose", PARAMETERS}
+)
 NO_NUMBERS = BOOKKEEPING | {"seeds", "budget", "first_seed", "gate", "control", "device"}
 
 
@@ -322,6 +324,7 @@ class CheckConfig:
     control: bool
     audit: bool
     rerun: bool
+    try_advice: bool
     device: str
     precision: Precision
     workers: int | None

@@ -83,7 +83,7 @@ def coord_check(
     axes = check_axes(widths, seeds, steps, kinds)
     recorded_kinds(axes.kinds)
     selected = check_modules(modules)
-    check_options(name=name, control=control, audit=audit, rerun=False, store=store, workers=None)
+    check_options(name=name, control=control, audit=audit, rerun=False, try_advice=False, store=store, workers=None)
     gate = gate_of(expect, decay, ())
     arithmetic = member(Precision, "precision", precision)
     cell = JaxCell(build, batch, optimizer, loss, axes.widths, name=name, precision=arithmetic)

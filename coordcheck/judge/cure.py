@@ -19,6 +19,7 @@ from coordcheck.judge.audit_findings import AuditFinding
 
 VERSION = 1
 FOLDED = {"sgd": 2.0}  # of a multiplier's exponent, what the learning rate takes over; 1 under Adam
+UNSURE = 1.5  # of a 95 % interval, three standard errors: of hundreds of weights some lie beyond two
 SAME = 0.08  # how far an exponent may be from a multiple of a quarter and mean it
 
 
@@ -222,18 +223,25 @@ def _exponents_of(finding: AuditFinding, row: Mapping[Any, Any]) -> Exponents | 
         # its logits need not start as large as they may
         too_large = row["std_exponent"] - row["expected_std_exponent"] if row["init_std"] > 0 else 0.0
         return Exponents(std=rounded(min(0.0, -too_large)), lr=rate)
+    if finding.change.quantity == "init_std":
+        low, high = (UNSURE * (row[end] - row["std_exponent"]) for end in ("std_low", "std_high"))
+        power = rounded(finding.change.exponent, finding.change.exponent - high, finding.change.exponent - low)
     names = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
     return Exponents(**{names[finding.change.quantity]: power})
 
 
-def rounded(exponent: float) -> float:
-    """A measured exponent as the one that it means.
+def rounded(exponent: float, low: float = math.inf, high: float = -math.inf) -> float:
+    """A measured exponent as the one that it means: the simplest within its interval, or close by.
 
-    >>> rounded(-0.4971), rounded(0.38)
-    (-0.5, 0.38)
+    Of a weight of few entries the std is known roughly, so that two that one rule wrote would get two exponents.
+
+    >>> rounded(-0.4971), rounded(0.38), rounded(-0.34, -0.55, -0.13), rounded(0.2, 0.15, 0.25)
+    (-0.5, 0.38, -0.5, 0.25)
     """
-    nearest = round(4 * exponent) / 4
-    return nearest if abs(nearest - exponent) < SAME else round(exponent, 2)
+    half, quarter = round(2 * exponent) / 2, round(4 * exponent) / 4
+    if low <= half <= high:
+        return half
+    return quarter if abs(quarter - exponent) < SAME or low <= quarter <= high else round(exponent, 2)
 
 
 def times(exponent: float) -> str:

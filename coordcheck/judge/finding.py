@@ -81,6 +81,7 @@ class Finding:
         explains: How many of the failing curves it may have caused.
         parameters: All parameters that share the cause, `parameter` among them.
         change: What makes them right, as a number; None where it is none.
+        tried: What came of doing what it advises; empty where that was not tried.
     """
 
     fault: str
@@ -93,6 +94,7 @@ class Finding:
     explains: int = 0
     parameters: tuple[str, ...] = ()
     change: Change | None = None
+    tried: str = ""
 
     @property
     def verdict(self) -> str:
@@ -141,7 +143,7 @@ class Finding:
             where = f"{self.module}, {self.curve.kind}, step {self.curve.step}"
         else:
             where = self.parameter or self.module
-        return f"{where}: {self.cause} {self.advice}"
+        return " ".join(filter(None, [f"{where}:", self.cause, self.advice, self.tried]))
 
 
 def describe(row: pd.Series) -> str:

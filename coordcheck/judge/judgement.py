@@ -20,6 +20,7 @@ from coordcheck.judge.finding import Finding
 from coordcheck.judge.looks import confidence_of
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.slopes import fit
+from coordcheck.judge.trial import Trial, told
 from coordcheck.judge.words import of_jax
 from coordcheck.records.names import printable
 from coordcheck.records.schema import PARAMETERS_OF, cell_columns, check_records, independent, repeated_seeds
@@ -45,6 +46,7 @@ class Judgement:
         corpus_sha256: Of the text, where there was one.
         alignments: One row per layer and step, see :func:`coordcheck.judge.alignment.alignments`; none unless the kinds
             "effective_update" and "update" were recorded.
+        trials: What came of doing what findings advise, where that was tried.
     """
 
     records: pd.DataFrame
@@ -61,6 +63,7 @@ class Judgement:
     versions: dict[str, str]
     corpus_sha256: str | None
     alignments: pd.DataFrame
+    trials: tuple[Trial, ...] = ()
 
     @classmethod
     def from_records(
@@ -77,6 +80,7 @@ class Judgement:
         versions: Mapping[str, str] | None = None,
         corpus_sha256: str | None = None,
         gate_source: str = "",
+        trials: Sequence[Trial] = (),
     ) -> Self:
         """Fits and judges records of one cell, wherever they were recorded.
 
@@ -110,7 +114,7 @@ class Judgement:
             records=records,
             slopes=judged,
             verdict=verdicts.overall(judged, control.saw, {finding.fault for finding in findings if finding.fault}),
-            findings=findings,
+            findings=told(findings, trials),
             control=control,
             audit=audit,
             unaudited=unaudited,
@@ -121,7 +125,12 @@ class Judgement:
             versions=dict(versions or {}),
             corpus_sha256=corpus_sha256,
             alignments=alignments(records, gate.confidence),
+            trials=tuple(trials),
         )
+
+    def with_trials(self, trials: Sequence[Trial]) -> Self:
+        """The same with what came of doing what its findings advise."""
+        return replace(self, findings=told(self.findings, trials), trials=tuple(trials))
 
     def cell(self) -> str:
         """What was checked, its widths and seeds, on one line."""

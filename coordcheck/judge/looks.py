@@ -41,10 +41,12 @@ class Auto:
     Attributes:
         budget: The most that they may cost, in pilots.
         first_seed: Of the seeds; another one repeats the check with fresh weights and another batch.
+        share: Of a pilot's runs, to begin with.
     """
 
     budget: float
     first_seed: int = 0
+    share: float = 1.0
 
 
 def look_until_decided(
@@ -66,7 +68,7 @@ def look_until_decided(
         auto: The budget.
         price: Of a run at a width, in any unit; the same whatever the machine, as are then the runs.
     """
-    counts = pilot(widths)
+    counts = pilot(widths, auto.share)
     budget = auto.budget * sum(count * price(width) for width, count in counts.items())
     first = narrow(widths)
     if len(first) < len(counts):
@@ -97,10 +99,10 @@ def narrow(widths: Sequence[int]) -> list[int]:
     return ordered[: max(MIN_WIDTHS, len(ordered) - 2)]
 
 
-def pilot(widths: Sequence[int]) -> dict[int, int]:
-    """Runs at each width to begin with: 12, 8, 5, 3, 2 at widths that double."""
+def pilot(widths: Sequence[int], share: float = 1.0) -> dict[int, int]:
+    """Runs at each width to begin with, or a share of them: 12, 8, 5, 3, 2 at widths that double."""
     first = min(widths)
-    return {w: max(FEWEST, round(MOST_AT_NARROWEST * (w / first) ** (-2 / 3))) for w in sorted(widths)}
+    return {w: max(FEWEST, round(share * MOST_AT_NARROWEST * (w / first) ** (-2 / 3))) for w in sorted(widths)}
 
 
 def seeds_at(counts: Mapping[int, int], first_seed: int = 0) -> dict[int, list[int]]:

@@ -84,13 +84,28 @@ def judge(
 def _own_part(judged: pd.DataFrame, read: pd.DataFrame, told: pd.Series, below: bool = False) -> pd.Series:
     """How far above its range, or below, the own part of a layer's change may lie that a factor follows.
 
-    It is taken inside the layer, which a factor that is applied behind it, or by a hook, does not reach.
+    It is taken inside the layer, which a factor that is applied behind it, or by a hook, does not reach. So is what a
+    hidden layer gives to a branch that is multiplied as a whole.
     """
     beyond = pd.Series(0.0, judged.index)
     for row in read[read["after_exponent"].abs() > 0].to_dict("records"):
-        mine = (judged["module"] == row["place"]) & (judged["kind"] == "effective_update") & (told == 0)
-        beyond[mine] = max(0.0, row["after_exponent"] if below else -row["after_exponent"])
+        of_layer = judged["module"] == row["place"]
+        mine = of_layer & (judged["kind"] == "effective_update")
+        if row["role"] == "hidden":
+            mine |= (of_layer | _handing_on(judged, row["place"])) & judged["kind"].isin(("activation", "delta"))
+        beyond[mine & (told == 0)] = max(0.0, row["after_exponent"] if below else -row["after_exponent"])
     return beyond
+
+
+def _handing_on(judged: pd.DataFrame, layer: str) -> pd.Series:
+    """Curves of containers that return what a layer inside them does, bit for bit."""
+    around = judged["module"].map(lambda name: layer.startswith(f"{name.partition('[')[0]}."))
+    own = judged[judged["module"] == layer].set_index(["kind", "step"])["slope"]
+    same = pd.Series(False, judged.index)
+    for _, curves in judged[around].groupby("module"):
+        theirs = curves.set_index(["kind", "step"])["slope"]
+        same[curves.index] = bool((theirs == own.reindex(theirs.index)).all())
+    return same
 
 
 def _small_outputs(judged: pd.DataFrame, gate: GateConfig, read: pd.DataFrame) -> pd.Series:

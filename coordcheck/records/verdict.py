@@ -24,6 +24,17 @@ FLAGS = ("conflict", "trained", "returned")
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _WIDTHS = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 2**53}}
+_OF_TRIAL = {
+    **dict.fromkeys(("fault", "module", "change"), _TEXT),
+    "parameters": {"type": "array", "items": _TEXT},
+    "others": _COUNT,
+    "helped": {"type": "boolean"},
+    "verdict": {"enum": ["pass", "fail", "inconclusive"]},
+    "undecided": _COUNT,
+    "widths": _WIDTHS,
+    "runs": _COUNT,
+}
+_TRIAL = {"type": "object", "required": [*_OF_TRIAL], "additionalProperties": False, "properties": _OF_TRIAL}
 VERDICT_SCHEMA = {
     "type": "object",
     "required": ["config", "control", "audit", "unaudited", "skipped", "versions", "corpus_sha256"],
@@ -56,6 +67,7 @@ VERDICT_SCHEMA = {
             "properties": {"widths": _WIDTHS, "expect": {"enum": ["mup", "sp"]}, "sha256": _TEXT},
         },
         "unaudited": _TEXT,
+        "trials": {"type": "array", "items": _TRIAL},
         "skipped": {"type": "array", "items": _TEXT},
         "versions": {"type": "object", "additionalProperties": _TEXT},
         "corpus_sha256": {"type": ["string", "null"]},

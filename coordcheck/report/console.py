@@ -96,7 +96,10 @@ def _causes(check: Judgement, verbose: bool) -> Iterator[tuple[str, str, str]]:
             "bold",
         )
         yield "Why", finding.cause, ""
-        yield "What to do", finding.advice, ""
+        if finding.advice:
+            yield "What to do", finding.advice, ""
+        if finding.tried:
+            yield "Tried", finding.tried.removeprefix("Tried: "), ""
     if others := faults[1:] if not verbose else []:
         named = "; ".join(f"{f.fault} at {f.parameter or f.module}" for f in others[:NAMED])
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""

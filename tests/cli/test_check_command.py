@@ -21,7 +21,7 @@ GALLERY = [*TINY[1:], "steps=1", "seeds=2", "control=false", "audit=false"]
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     directory = tmp_path_factory.mktemp("check")
-    return directory, *run(directory, *TINY, "parametrization=sp")
+    return directory, *run(directory, *TINY, "parametrization=sp", "try_advice=false")
 
 
 def test_a_failing_check_exits_3_and_leaves_its_files(checked):
@@ -59,7 +59,7 @@ def test_the_same_command_reuses_its_runs(checked):
     runs = {path: path.stat().st_mtime_ns for path in (directory / "checks/runs").iterdir()}
     before = (directory / "checks/gpt-sp-untied-zero-adam/records.parquet").read_bytes()
     assert len(runs) == 9  # the control of a cell in standard parametrization is the cell itself
-    assert run(directory, *TINY, "parametrization=sp")[0] == 3
+    assert run(directory, *TINY, "parametrization=sp", "try_advice=false")[0] == 3
     assert {path: path.stat().st_mtime_ns for path in (directory / "checks/runs").iterdir()} == runs
     assert (directory / "checks/gpt-sp-untied-zero-adam/records.parquet").read_bytes() == before
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from coordcheck.judge.cure import CureTable, Entry, Exponents
+from coordcheck.judge.cure import CureTable, Entry, Exponents, rounded
 
 HIDDEN = Exponents(std=-0.5, lr=-1.0)
 TABLE = CureTable(
@@ -53,6 +53,11 @@ def test_the_table_in_words():
     ]
     assert CureTable(64).describe() == "nothing to change" and not CureTable(64) and TABLE
     assert TABLE.changes == 5
+
+
+def test_of_a_weight_of_few_entries_the_simplest_exponent_is_meant():
+    assert rounded(-0.34, -0.55, -0.13) == -0.5 and rounded(-0.34, -0.38, -0.3) == -0.34
+    assert rounded(0.2, 0.11, 0.29) == 0.25 and rounded(-0.34) == -0.34
 
 
 @pytest.mark.parametrize(

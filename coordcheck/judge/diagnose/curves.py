@@ -8,7 +8,7 @@ import pandas as pd
 from coordcheck.judge.accepted import places
 from coordcheck.judge.diagnose.evidence import Diagnosis, Evidence, beyond, by_locality, capitalized, symptom
 from coordcheck.judge.diagnose.lacking import PLACE
-from coordcheck.judge.finding import Curve, Finding
+from coordcheck.judge.finding import Change, Curve, Finding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.undecided import weights
 from coordcheck.judge.verdict import FAILURES
@@ -64,6 +64,7 @@ def origins(evidence: Evidence, known: Sequence[Finding]) -> Iterator[Finding]:
             Curve.of(curve),
             explains=int(reached.sum()),
             parameters=parameters,
+            change=said.change,
         )
         key = (said.fault, said.advice) if said.fault in ("epsilon", "untrained") else (said.fault, cause)
         if key in told:  # one cause is told once, where it explains most
@@ -238,6 +239,7 @@ def _changed_rate(curve: pd.Series, evidence: Evidence) -> Diagnosis | None:
             "How the steps of its optimizer should scale is not known, so whether its learning rate is right is not "
             "either; its updates are not of one size.",
             f"Multiply its learning rate by width_mult^{-beyond(curve):+.2f}, and check again.",
+            Change("learning_rate", -beyond(curve)),
         )
     rate = f"The learning rate of its group is right when training begins (exponent {row['lr_exponent']:+.2f})"
     if beyond(curve) > 0:

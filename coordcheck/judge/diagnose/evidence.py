@@ -10,7 +10,7 @@ import pandas as pd
 from coordcheck.config.schema import DiagnosisConfig, GateConfig
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.audit_findings import SMALL_EPSILON
-from coordcheck.judge.finding import describe, format_range
+from coordcheck.judge.finding import Change, describe, format_range
 from coordcheck.judge.verdict import FAILURES
 from coordcheck.records.schema import LOSS, ROOT, WEIGHTS
 
@@ -46,11 +46,12 @@ GROWTH = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a rule says: the class of fault, why, and what to do."""
+    """What a rule says: the class of fault, why, and what to do, also as a number where it is one."""
 
     fault: str
     cause: str
     advice: str
+    change: Change | None = None
 
 
 @dataclass(frozen=True, eq=False)
