@@ -80,6 +80,10 @@ class Cell(ABC):
         """Told the roles of parameters as they were read from their uses, which say more than shapes."""
         self.roles = {**self.roles, **read}
 
+    def parts(self) -> Mapping[str, Any]:
+        """What a user gave, by the name that a message has for it."""
+        return {}
+
     def in_sp(self) -> "Cell | None":
         """The twin in standard parametrization; None where it is not known how to make one."""
         return None
