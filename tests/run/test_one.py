@@ -57,7 +57,7 @@ CELLS = {
 @pytest.mark.parametrize("batch_seed", [None, 3])
 def test_the_numbers_are_the_same_bit_for_bit_where_the_cell_is_made_anew(kind, batch_seed):
     cell = CELLS[kind]()
-    cell.learn_roles({"0.weight": "read"} if "user" in kind else {})
+    cell.learn_roles({"0.weight": "projection"} if "user" in kind else {})
     packed = pack(cell, PLAN, batch_seed, None)
     here = train_one(cell, PLAN, 32, 1, batch_seed).records
     sent = run_one(packed, 32, 1)
@@ -132,7 +132,9 @@ def test_what_cannot_be_sent_is_named(part):
     parts = {"build": net, "optimizer": adam, "batch": lambda seed: XY, "loss": lambda m, b: m(b[0]).square().mean()}
     cell = own(**{**parts, part: holds(parts[part])})
     for each in (cell, Scaled(cell, 16, rates=1.0)):
-        with pytest.raises(ValueError, match=rf"^`{part}` cannot be sent to another process .*lock.*executor='threads'"):
+        with pytest.raises(
+            ValueError, match=rf"^`{part}` cannot be sent to another process .*lock.*executor='threads'"
+        ):
             pack(each, PLAN, None, None)
 
 
@@ -171,7 +173,7 @@ def test_a_module_that_lies_nowhere_else_is_named(tmp_path, monkeypatch):
     import my_own_net
 
     packed = pack(own(my_own_net.build), PLAN, None, None)
-    code = "import sys, pickle; from coordcheck.run.one import run_one; p = sys.stdin.buffer.read(); print(run_one(p, 16, 0).error)"
+    code = "import sys; from coordcheck.run.one import run_one; print(run_one(sys.stdin.buffer.read(), 16, 0).error)"
     (tmp_path / "my_own_net.py").unlink()
     done = subprocess.run([sys.executable, "-c", code], input=packed, capture_output=True, timeout=120, check=True)
     assert "cannot import what the model is made of (ModuleNotFoundError: No module named 'my_own_net'" in str(
