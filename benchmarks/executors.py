@@ -5,8 +5,9 @@
     python benchmarks/executors.py simulate   # 64 GPUs as a scheduler would fill them, with the times of RUNS
     python benchmarks/executors.py            # all three; executors.md is the output
 
-Engines that are not installed are left out. Wall-clock times want a free machine: where others are at work, two processes
-get twice the share of one, and their gain looks like one of speed. So processor times stand beside them, and the load.
+Engines that are not installed are left out. Wall-clock times want a free machine: where others are at work, two
+processes get twice the share of one, and their gain looks like one of speed. So processor times stand beside them,
+and the load.
 """
 
 import heapq

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from coordcheck.records.store import RunStore
 from coordcheck.run import one
 from coordcheck.run.controls import Scaled
 from coordcheck.run.one import pack, run_one, train_one
+from coordcheck.run.source import source_hash
 from coordcheck.run.train import RunPlan
 
 CPU = torch.device("cpu")
@@ -179,3 +181,15 @@ def test_a_module_that_lies_nowhere_else_is_named(tmp_path, monkeypatch):
     assert "cannot import what the model is made of (ModuleNotFoundError: No module named 'my_own_net'" in str(
         done.stdout
     )
+
+
+def test_what_was_installed_for_a_user_is_none_of_the_users_source(tmp_path, monkeypatch):
+    for place in ("home/lib/site-packages", "home/mine"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / f"{place[5:8]}_module.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path / place)
+    before = source_hash()
+    import_module("lib_module")
+    assert source_hash() == before
+    import_module("min_module")
+    assert source_hash() != before
