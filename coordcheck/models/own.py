@@ -71,7 +71,7 @@ class OwnCell(Cell):
         self._built_with: WeakKeyDictionary[nn.Module, torch.optim.Optimizer] = WeakKeyDictionary()
         self.cross_entropy = loss is None
         self.draws = None
-        self._drew = False
+        self.drew = False
         self.roles = self._roles(sorted(widths))
         smallest = min(widths)
         self.columns = {
@@ -185,16 +185,16 @@ class OwnCell(Cell):
         torch.manual_seed(0)
         before = torch.get_rng_state()
         loss = self._loss_of(model, batch)
-        self._drew = self._drew or not torch.equal(before, torch.get_rng_state())
+        self.drew = self.drew or not torch.equal(before, torch.get_rng_state())
         return loss
 
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         with theirs("`loss`" if self._loss is not default_loss else "the model, called with `batch`,"):
             return self._loss(model, batch)
 
-    def tried_out(self, recomputes: bool) -> None:
+    def tried_out(self, drew: bool) -> None:
         """Settles whether training draws random numbers; what a backward pass repeats sets their generator."""
-        self.draws = self._drew or recomputes
+        self.draws = self.drew or drew
 
     def _model(self, width: int, without_memory: bool = False) -> nn.Module:
         built = self._build(width, without_memory)

@@ -38,14 +38,14 @@ class Outcome:
 
     Attributes:
         records: None where it does not fit into memory, or raised.
-        recomputes: Whether its backward pass computed activations again.
+        drew: Whether it drew random numbers, or may have where its backward pass computed activations again.
         state: Bytes of optimizer state for each byte of parameters.
         error: What it raised in another process, one sentence; empty where it raised nothing.
         trace: Where it did.
     """
 
     records: pd.DataFrame | None
-    recomputes: bool = False
+    drew: bool = False
     state: float = 0.0
     error: str = ""
     trace: str = ""
@@ -226,7 +226,7 @@ def train_one(
             raise
         release(plan.device)
         return Outcome(None)
-    recomputes = records.attrs.pop(RECOMPUTES, False)
+    drew = records.attrs.pop(RECOMPUTES, False) or cell.drew
     tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return Outcome(records, recomputes, sum(tensor.nbytes for tensor in tensors) / max(1, weights))
+    return Outcome(records, drew, sum(tensor.nbytes for tensor in tensors) / max(1, weights))

@@ -91,7 +91,7 @@ class RunQueue:
     _lost: dict[Run, str] = field(default_factory=dict, init=False)
     _frames: dict[Run, pd.DataFrame] = field(default_factory=dict, init=False)
     _state: float = field(default=0.0, init=False)
-    _recomputes: bool = field(default=False, init=False)
+    _drew: bool = field(default=False, init=False)
 
     def runs(self) -> list[Run]:
         """Width and seed of every run, longest first."""
@@ -120,7 +120,7 @@ class RunQueue:
         for run in runs:
             if run in self._frames:
                 digest.update(self._frames[run].to_csv(index=False).encode())
-        self.cell.tried_out(self._recomputes)
+        self.cell.tried_out(self._drew)
         return digest.hexdigest()
 
     def left(self) -> list[Run]:
@@ -236,7 +236,7 @@ class RunQueue:
         elif outcome.records is None:
             self._too_large.add(width)
         else:
-            self._recomputes = outcome.recomputes or self._recomputes
+            self._drew = outcome.drew or self._drew
             self._state = max(self._state, outcome.state)
             self._frames[run] = outcome.records
 

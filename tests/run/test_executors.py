@@ -23,7 +23,7 @@ from coordcheck.models.own import OwnCell
 from coordcheck.records.store import RunStore
 from coordcheck.run import executors
 from coordcheck.run import queue as queues
-from coordcheck.run.executors import Processes, devices_of, engine_of
+from coordcheck.run.executors import Engine, Processes, devices_of, engine_of
 from coordcheck.run.queue import RunQueue, announce
 from coordcheck.run.train import RunPlan
 
@@ -310,6 +310,21 @@ def test_a_cluster_may_have_the_gpu_that_this_machine_lacks(tmp_path):
         with pytest.raises(ValueError, match="there is no GPU in this test"):
             coord_check(own()._function, XY, widths=WIDTHS, seeds=2, device="cuda", executor="ray", store=tmp_path)
     assert given
+
+
+def test_what_is_tried_out_elsewhere_is_known_here(tmp_path):
+    """Whether training draws random numbers, and what the two narrowest models do."""
+    made = []
+    for remote in (True, False):
+        with ThreadPoolExecutor(1) as pool:
+            there = Engine(lambda _, pool=pool: pool, remote=True, queues=True, foreign=True) if remote else None
+            runs = queue(own(), there)
+            prepare(runs, tmp_path / f"{remote}", reuse=True)
+            made.append((runs.finish().records, {path.name for path in (tmp_path / f"{remote}").iterdir()}))
+            assert runs.cell.draws
+    (there, stored_there), (here, stored_here) = made
+    pd.testing.assert_frame_equal(there, here, check_exact=True)
+    assert stored_there == stored_here
 
 
 @pytest.mark.parametrize(
