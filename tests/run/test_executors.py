@@ -312,6 +312,18 @@ def test_a_cluster_may_have_the_gpu_that_this_machine_lacks(tmp_path):
     assert given
 
 
+def test_the_progress_bar_shows_what_all_workers_are_at():
+    shown = []
+
+    class Bar:
+        def update(self, bar, run):
+            shown.append(run)
+
+    for runs in ([(64, 1), (32, 0)], [(64, 1), (64, 2), (128, 0), (32, 7), (256, 3)], []):
+        queues._tell(Bar(), 0, runs)
+    assert shown == ["width 64 seed 1, width 32 seed 0", "5 runs of widths 32 to 256", ""]
+
+
 def test_what_is_tried_out_elsewhere_is_known_here(tmp_path):
     """Whether training draws random numbers, and what the two narrowest models do."""
     made = []
