@@ -4,18 +4,19 @@
     python benchmarks/executors.py speed      # the same runs in threads and in processes, narrow ones and wide ones
     python benchmarks/executors.py simulate   # 64 GPUs as a scheduler would fill them, with the times of RUNS
     python benchmarks/executors.py            # all three; executors.md is the output
+    python benchmarks/executors.py --rounds 1 # once each, where three times take too long
 
 Engines that are not installed are left out. Wall-clock times want a free machine: where others are at work, two
 processes get twice the share of one, and their gain looks like one of speed. So processor times stand beside them,
 and the load.
 """
 
+import argparse
 import heapq
 import importlib.util
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ from coordcheck.run.queue import RunQueue, share_cores
 from coordcheck.run.train import RunPlan
 
 CPU = torch.device("cpu")
-ROUNDS = 3
 ENGINES = {
     "processes": {},
     "submitit": {"cluster": "local"},
@@ -59,12 +59,12 @@ def queue_of(overrides: Sequence[str], seeds: int) -> RunQueue:
     return RunQueue(make_cell(config), plan, config.widths, range(seeds), workers=share_cores(CPU, seeds)[0])
 
 
-def set_up(name: str) -> tuple[list[float], list[float], list[float]]:
+def set_up(name: str, rounds: int) -> tuple[list[float], list[float], list[float]]:
     """Seconds until a worker has made its first run, of its second run, and processor seconds of all that was begun."""
     queue = queue_of(SWEEPS["narrow"][0], 1)
     packed = pack(queue.cell, queue.plan, None, None)
     first, second, processor = [], [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         before = _processor(resource.RUSAGE_CHILDREN)
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
@@ -80,7 +80,7 @@ def set_up(name: str) -> tuple[list[float], list[float], list[float]]:
     return first, second, processor
 
 
-def setup() -> str:
+def setup(rounds: int) -> str:
     """The table of what workers cost before they work."""
     queue = queue_of(SWEEPS["narrow"][0], 1)
     packed = pack(queue.cell, queue.plan, None, None)
@@ -91,14 +91,14 @@ def setup() -> str:
     for name in ENGINES:
         if importlib.util.find_spec({"processes": "loky", "dask": "distributed"}.get(name, name)) is None:
             continue
-        first, second, processor = map(statistics.median, set_up(name))
+        first, second, processor = map(statistics.median, set_up(name, rounds))
         own = f"{processor:.1f}" if processor > 0.1 else "-"  # Ray's processes are no children of this one
         rows.append({"executor": name, "first run, s": f"{first:.1f}", "second run, s": f"{second:.1f}", "CPU, s": own})
     alone = _processor() - before
     return f"A run in this process takes {alone:.2f} s of a processor.\n\n{markdown_table(pd.DataFrame(rows))}"
 
 
-def speed() -> str:
+def speed(rounds: int) -> str:
     """The same runs one by one, in two threads, and in two processes that are there already."""
     rows = []
     for name, (overrides, seeds) in SWEEPS.items():
@@ -106,7 +106,7 @@ def speed() -> str:
         torch.set_num_threads(1)
         with engine_of(executor_of("processes"), CPU, None, None) as engine:
             assert engine is not None
-            for _ in range(1 + ROUNDS):
+            for _ in range(1 + rounds):
                 for kind, made in taken.items():
                     queue = queue_of(overrides, seeds)
                     queue.workers = 1 if kind == "one by one" else 2
@@ -122,7 +122,7 @@ def speed() -> str:
                 "by CPU": f"{2 * processor['one by one'] / processor['two processes']:.2f}",
             }
         )
-    return f"Medians of {ROUNDS} rounds in turn, one thread a run.\n\n{markdown_table(pd.DataFrame(rows))}"
+    return f"Medians of {rounds} rounds in turn, one thread a run.\n\n{markdown_table(pd.DataFrame(rows))}"
 
 
 def _finished(queue: RunQueue, engine: Engine) -> tuple[float, float]:
@@ -151,7 +151,7 @@ def _processor_after(seconds: float) -> float:
 
 
 def measured() -> dict[int, float]:
-    """Seconds of a run of the default GPT by width, the wide ones from the narrow ones."""
+    """Processor seconds of a run of the default GPT by width, the wide ones from the narrow ones."""
     torch.set_num_threads(1)
     queue = queue_of([f"widths={[*WIDTHS[:4]]}".replace(" ", "")], 1)
     packed = pack(queue.cell, queue.plan, None, None)
@@ -159,9 +159,9 @@ def measured() -> dict[int, float]:
     seconds: dict[int, float] = {}
     for width in WIDTHS:
         if width <= WIDTHS[3]:
-            start = time.perf_counter()
+            start = _processor()
             run_one(packed, width, 0)
-            seconds[width] = time.perf_counter() - start
+            seconds[width] = _processor() - start
         else:
             seconds[width] = 4 * seconds[width // 2]
     return seconds
@@ -175,11 +175,10 @@ def makespan(seconds: Sequence[float], workers: int, set_up: float) -> float:
     return max(free)
 
 
-def simulate() -> str:
+def simulate(rounds: int) -> str:
     """Makespans on 1, 8 and 64 GPUs against the ideal: all work in equal parts, or the longest run."""
     of = measured()
-    first, second, _ = map(statistics.median, set_up("processes"))
-    before = first - second
+    before = statistics.median(set_up("processes", rounds)[2]) - 2 * of[WIDTHS[0]]
     sweeps = {
         "a pilot of seeds=auto": [of[width] for width, seeds in seeds_at(pilot(WIDTHS)).items() for _ in seeds],
         "5 seeds": [of[width] for width in WIDTHS for _ in range(5)],
@@ -209,6 +208,10 @@ def simulate() -> str:
 PARTS = {"setup": setup, "speed": speed, "simulate": simulate}
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or PARTS:
-        table = PARTS[part]()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    for part in arguments.parts or PARTS:
+        table = PARTS[part](arguments.rounds)
         print(f"## {part}\n\nLoad average {os.getloadavg()[0]:.1f}. {table}\n", flush=True)

@@ -38,7 +38,7 @@ SWEEP += ["steps=1", "kinds=[activation]", "control=false", "audit=false", "hydr
 LAUNCHERS = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra.launcher.timeout_min=5"],
-    "ray": ["hydra.launcher.ray.init.num_cpus=2"],
+    "ray": ["+hydra.launcher.ray.init.num_cpus=2"],
 }
 
 

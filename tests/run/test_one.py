@@ -85,7 +85,9 @@ def test_a_run_meets_others_in_the_store_under_their_key(tmp_path):
 
 def test_the_stores_directory_is_that_of_the_process_that_asks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    packed = pack(CELLS["of this package"](), PLAN, None, RunStore(Path("runs"), {}))
+    store = RunStore(Path("runs"), {})
+    assert pickle.loads(pickle.dumps(store)).directory == tmp_path / "runs"  # also where this directory is not
+    packed = pack(CELLS["of this package"](), PLAN, None, store)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run_one(packed, 16, 0).error == ""
