@@ -332,6 +332,9 @@ def test_what_is_tried_out_elsewhere_is_known_here(tmp_path):
             there = Engine(lambda _, pool=pool: pool, remote=True, queues=True, foreign=True) if remote else None
             runs = queue(own(), there)
             prepare(runs, tmp_path / f"{remote}", reuse=True)
+            if remote:
+                announce([runs])
+                assert not [*tmp_path.rglob("*.parquet")]  # nothing was timed here
             made.append((runs.finish().records, {path.name for path in (tmp_path / f"{remote}").iterdir()}))
             assert runs.cell.draws
     (there, stored_there), (here, stored_here) = made
