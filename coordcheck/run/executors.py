@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from coordcheck.config.schema import ExecutorConfig, ExecutorName
+from coordcheck.records.names import one_line
 from coordcheck.run.one import Outcome
 from coordcheck.run.spread import Run
 
@@ -130,7 +131,7 @@ def _begun(name: str, executor: Callable[..., Executor], *args: Any, **parameter
         ) from error
     except (TypeError, NameError, RuntimeError, OSError) as error:  # which the engines raise for what they do not take
         raise ValueError(
-            f"executor={name} cannot start with {parameters} ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"executor={name} cannot start with {parameters} ({type(error).__name__}: {one_line(error)}). "
             f"For example executor.args.{KNOWN[name]}."
         ) from error
 
