@@ -236,8 +236,8 @@ def test_where_no_run_comes_back_the_reason_is_told():
         queue(own(), foreign).finish()
 
 
-@pytest.mark.parametrize("seeds", [2, "auto"])
-@pytest.mark.parametrize("name", ["submitit", "ray", "dask"])
+# locally, submitit begins a process for each of the many runs of auto
+@pytest.mark.parametrize(("name", "seeds"), [("submitit", 2), ("ray", "auto"), ("dask", "auto")])
 @pytest.mark.slow
 def test_engines_make_the_same_numbers_and_meet_in_the_store(name, seeds, tmp_path):
     pytest.importorskip({"dask": "distributed"}.get(name, name))
@@ -322,6 +322,23 @@ def test_the_progress_bar_shows_what_all_workers_are_at():
     for runs in ([(64, 1), (32, 0)], [(64, 1), (64, 2), (128, 0), (32, 7), (256, 3)], []):
         queues._tell(Bar(), 0, runs)
     assert shown == ["width 64 seed 1, width 32 seed 0", "5 runs of widths 32 to 256", ""]
+
+
+def test_each_look_is_one_array(tmp_path):
+    class Array(ThreadPoolExecutor):
+        def submit_all(self, call, runs):
+            arrays.append([*runs])
+            return [self.submit(call, *run) for run in runs]
+
+    arrays, options = [], {"widths": (8, 16, 32, 64), "seeds": "auto", "device": "cpu", "audit": False, "steps": 1}
+    options |= {"kinds": ("activation",), "control": False, "budget": 1.0}
+    with Array(1) as cluster:
+        there = coord_check(own()._function, XY, executor=cluster, **options)
+    pd.testing.assert_frame_equal(there.records, coord_check(own()._function, XY, **options).records, check_exact=True)
+    narrow, *wider = arrays
+    assert {width for width, _ in narrow} == {8, 16, 32}
+    assert narrow == sorted(narrow, key=lambda run: (-run[0], run[1]))
+    assert [{width for width, _ in array} for array in wider] == [{64}]
 
 
 def test_what_is_tried_out_elsewhere_is_known_here(tmp_path):
