@@ -7,8 +7,8 @@
     python benchmarks/executors.py --rounds 1 # once each, where three times take too long
 
 Engines that are not installed are left out. Wall-clock times want a free machine: where others are at work, two
-processes get twice the share of one, and their gain looks like one of speed. So processor times stand beside them,
-and the load.
+processes get twice the share of one, and that looks like a gain. So they are set against two threads; processor times
+and the load stand beside them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from coordcheck.models.families import make_cell
 from coordcheck.report.tables import markdown_table
 from coordcheck.run.executors import Engine, engine_of
 from coordcheck.run.one import pack, run_one
-from coordcheck.run.queue import RunQueue, share_cores
+from coordcheck.run.queue import RunQueue
 from coordcheck.run.train import RunPlan
 
 CPU = torch.device("cpu")
@@ -42,21 +42,17 @@ ENGINES = {
     "ray": {"num_cpus": 2},
     "dask": {"dashboard_address": ":0", "n_workers": 2},
 }
-SWEEPS = {  # name: overrides and runs at each width
-    "narrow": (["widths=[32,64,128]", "base_width=32", "model.depth=2", "data.batch=4"], 8),
-    "default widths": (["widths=[64,128,256,512]"], 4),
-    "wide": (["widths=[512,1024]", "base_width=512"], 2),
-}
+SWEEPS = {"narrow": ((32, 64, 128), 8), "wide": ((512,), 4)}  # widths, and runs at each
 GPUS = (1, 8, 64)
 # a run at the first four is measured; at twice the width it takes four times as long where a device is always full
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
-def queue_of(overrides: Sequence[str], seeds: int) -> RunQueue:
-    """The runs of a GPT, as many at a time as there are cores."""
-    config = load(overrides if any(o.startswith("widths") for o in overrides) else [*overrides, "widths=[32,64,128]"])
+def queue_of(widths: Sequence[int], seeds: int) -> RunQueue:
+    """The runs of the default GPT."""
+    config = load(["base_width=32"])
     plan = RunPlan(config.steps, config.kinds, None, CPU, config.precision)
-    return RunQueue(make_cell(config), plan, config.widths, range(seeds), workers=share_cores(CPU, seeds)[0])
+    return RunQueue(make_cell(config), plan, widths, range(seeds))
 
 
 def set_up(name: str, rounds: int) -> tuple[list[float], list[float], list[float]]:
@@ -101,25 +97,24 @@ def setup(rounds: int) -> str:
 def speed(rounds: int) -> str:
     """The same runs one by one, in two threads, and in two processes that are there already."""
     rows = []
-    for name, (overrides, seeds) in SWEEPS.items():
+    for name, (widths, seeds) in SWEEPS.items():
         taken: dict[str, list[tuple[float, float]]] = {"one by one": [], "two threads": [], "two processes": []}
         torch.set_num_threads(1)
         with engine_of(executor_of("processes"), CPU, None, None) as engine:
             assert engine is not None
             for _ in range(1 + rounds):
                 for kind, made in taken.items():
-                    queue = queue_of(overrides, seeds)
+                    queue = queue_of(widths, seeds)
                     queue.workers = 1 if kind == "one by one" else 2
                     queue.engine = engine if kind == "two processes" else None
                     made.append(_finished(queue, engine))
         wall, processor = ({k: statistics.median(r[i] for r in of[1:]) for k, of in taken.items()} for i in (0, 1))
         rows.append(
             {
-                "runs": f"{name}: {overrides[0]}, {seeds} at each",
+                "runs": f"{name}: widths {', '.join(map(str, widths))}, {seeds} at each",
                 **{f"{kind}, s": f"{wall[kind]:.1f}" for kind in taken},
                 **{f"{kind}, CPU s": f"{processor[kind]:.1f}" for kind in taken},
-                "gain of processes, wall": f"{wall['one by one'] / wall['two processes']:.2f}",
-                "by CPU": f"{2 * processor['one by one'] / processor['two processes']:.2f}",
+                "two threads / two processes": f"{wall['two threads'] / wall['two processes']:.2f}",
             }
         )
     return f"Medians of {rounds} rounds in turn, one thread a run.\n\n{markdown_table(pd.DataFrame(rows))}"
@@ -153,7 +148,7 @@ def _processor_after(seconds: float) -> float:
 def measured() -> dict[int, float]:
     """Processor seconds of a run of the default GPT by width, the wide ones from the narrow ones."""
     torch.set_num_threads(1)
-    queue = queue_of([f"widths={[*WIDTHS[:4]]}".replace(" ", "")], 1)
+    queue = queue_of(WIDTHS[:4], 1)
     packed = pack(queue.cell, queue.plan, None, None)
     run_one(packed, WIDTHS[0], 0)
     seconds: dict[int, float] = {}
