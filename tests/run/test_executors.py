@@ -266,11 +266,11 @@ def test_a_worker_of_an_engine_that_dies_costs_its_own_run(name, tmp_path):
         return nn.Sequential(nn.Linear(8, width), nn.Linear(width, 4))
 
     with engine(name, tmp_path, **args) as there:
-        done = queue(own(build), there).finish()
+        done = RunQueue(own(build), PLAN, WIDTHS, [0], workers=2, engine=there).finish()
     (sentence,) = done.skipped
     assert sentence.startswith("run of width 32, seed 0 lost: its worker died 2 times (")
     assert len([*tmp_path.glob("killed*")]) == 2
-    assert len(done.records.groupby(["width", "seed"])) == 5
+    assert sorted(done.records["width"].unique()) == [16, 64]
 
 
 @pytest.mark.parametrize("name", ["submitit", "ray", "dask"])
