@@ -27,6 +27,7 @@ from coordcheck.run.spread import Run
 
 SLURM = "slurm"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+KEPT = {"LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}  # loky would take wide models for a leak, and begin another process
 POLL = 1.0  # seconds between looks at Slurm's jobs, and at whether the process that began a worker is still there
 TRIES = 2  # of a run whose worker dies
 
@@ -197,9 +198,8 @@ class Processes(ThreadPoolExecutor):
         if not hasattr(own, "environment"):
             own.environment, own.pool = self._environments.get(), None
         if own.pool is None and not self._ended:
-            own.pool = ProcessPoolExecutor(
-                1, initializer=_in_worker, initargs=(os.getpid(),), env=dict(own.environment)
-            )
+            environment = {**KEPT, **own.environment}
+            own.pool = ProcessPoolExecutor(1, initializer=_in_worker, initargs=(os.getpid(),), env=environment)
             self._pools.add(own.pool)
         return own.pool
 

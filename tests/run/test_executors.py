@@ -113,6 +113,17 @@ def test_each_process_sees_one_device_and_leaves_ctrl_c_to_who_began_it():
     assert all(ignored for _, _, ignored in seen)
 
 
+def test_a_process_that_holds_much_memory_goes_on():
+    def hold():
+        sys.kept = b"x" * 400_000_000
+        time.sleep(1.1)  # loky looks once a second
+        return os.getpid()
+
+    with Processes([{}]) as pool:
+        pids = [pool.submit(call).result() for call in (os.getpid, hold, hold, os.getpid)]
+    assert len({*pids}) == 1
+
+
 def test_a_process_does_not_outlive_the_one_that_began_it():
     code = (
         "import os, time; from coordcheck.run.executors import Processes; p = Processes([{}])\n"
