@@ -78,11 +78,13 @@ def set_up(name: str, rounds: int) -> tuple[list[float], list[float], list[float
 
 def setup(rounds: int) -> str:
     """The table of what workers cost before they work."""
+    torch.set_num_threads(1)
     queue = queue_of(SWEEPS["narrow"][0], 1)
     packed = pack(queue.cell, queue.plan, None, None)
     run_one(packed, 32, 0)
     before = _processor()
     run_one(packed, 32, 1)
+    alone = _processor() - before
     rows = []
     for name in ENGINES:
         if importlib.util.find_spec({"processes": "loky", "dask": "distributed"}.get(name, name)) is None:
@@ -90,7 +92,6 @@ def setup(rounds: int) -> str:
         first, second, processor = map(statistics.median, set_up(name, rounds))
         own = f"{processor:.1f}" if processor > 0.1 else "-"  # Ray's processes are no children of this one
         rows.append({"executor": name, "first run, s": f"{first:.1f}", "second run, s": f"{second:.1f}", "CPU, s": own})
-    alone = _processor() - before
     return f"A run in this process takes {alone:.2f} s of a processor.\n\n{markdown_table(pd.DataFrame(rows))}"
 
 
