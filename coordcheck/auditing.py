@@ -158,6 +158,7 @@ def in_training(device: "torch.device | None" = None) -> Iterator[None]:
     """Lets gradients flow, whatever mode the caller is in, and leaves torch's global generators as they were."""
     import torch
 
-    devices = [device] if device is not None and device.type == "cuda" else []
+    on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_available()
+    devices = [device] if on_gpu else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         yield

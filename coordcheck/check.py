@@ -7,10 +7,9 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,9 +17,19 @@ import pandas as pd
 from coordcheck.auditing import audit_cell, in_training, of_jax
 from coordcheck.config.accept import accepted_quantities
 from coordcheck.config.arguments import LARGEST, directory, whole
-from coordcheck.config.call import check_accepted, check_options, gate_of
+from coordcheck.config.call import check_accepted, check_options, elsewhere, executor_of, gate_of
 from coordcheck.config.rules import check_axes, check_budget, check_modules, member, seeds_of
-from coordcheck.config.schema import AUTO, PARAMETERS, CheckConfig, Expect, FlaxConfig, GateConfig, Precision
+from coordcheck.config.schema import (
+    AUTO,
+    PARAMETERS,
+    CheckConfig,
+    ExecutorConfig,
+    ExecutorName,
+    Expect,
+    FlaxConfig,
+    GateConfig,
+    Precision,
+)
 from coordcheck.judge.control import Control, judge_control
 from coordcheck.judge.cure import CureTable
 from coordcheck.judge.diagnose.lacking import lacking
@@ -28,7 +37,7 @@ from coordcheck.judge.judgement import judged_curves
 from coordcheck.judge.looks import Auto, look_confidence, look_until_decided, narrow, pilot, seeds_at
 from coordcheck.judge.trial import trials_of
 from coordcheck.records.merge import completed
-from coordcheck.records.store import RunStore
+from coordcheck.records.store import RunStore, current_versions
 from coordcheck.result import Audit, CoordCheck
 
 if TYPE_CHECKING:
@@ -46,6 +55,7 @@ TRIED = 0.55  # of a pilot's runs try an advice; as many runs of the same seeds 
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
 FASTER = "every learning rate times width / smallest width"
+IN_THREADS = ExecutorConfig(ExecutorName.threads, {})
 LARGER = "every initial weight matrix times (width / smallest width)^1/2"
 
 
@@ -68,6 +78,7 @@ def coord_check(
     audit: bool = True,
     store: str | Path | None = None,
     workers: int | None = None,
+    executor: str | Mapping[str, Any] | Executor = "auto",
     decay: str | None = None,
     budget: float = 3.0,
     first_seed: int = 0,
@@ -104,8 +115,11 @@ def coord_check(
         audit: Whether to audit the three narrowest models first, see :func:`coordcheck.audit`.
         store: A directory where finished runs are kept and found again, as long as neither the source files of yours
             that are loaded nor what the two narrowest models do has changed; None keeps nothing.
-        workers: Runs at a time, at most; None for one per CPU core, one on a GPU. Training that draws random numbers
-            goes on one run at a time.
+        workers: Runs at a time, at most; None for one per CPU core, one on each GPU. In threads, training that draws
+            random numbers goes on one run at a time.
+        executor: Who makes the runs: "threads"; "processes", one for each GPU, or on CPU; "submitit", "ray" or "dask",
+            or a dict of such a name and what that engine is told; or any executor of ``concurrent.futures``. "auto" is
+            processes where there are several GPUs, else threads. Functions are sent by cloudpickle.
         decay: How learning rate times weight decay should scale: "independent" (not at all, as mup.MuAdamW has it),
             "width^-1/2", "constant" (the weight decay itself is) or "off"; None warns where it scales.
         budget: What ``seeds="auto"`` may spend, in multiples of the runs that it begins with.
@@ -144,11 +158,12 @@ def coord_check(
     check_options(
         name=name, control=control, audit=audit, rerun=rerun, try_advice=try_advice, store=store, workers=workers
     )
+    maker = executor_of(executor)
     auto = Auto(check_budget(budget), whole("first_seed", first_seed, 100, at_least=0, at_most=LARGEST // 2))
     gate = gate_of(expect, decay, accept)
     check_accepted(gate, audit)
     arithmetic = member(Precision, "precision", precision)
-    plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device), arithmetic)
+    plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device, elsewhere(maker)), arithmetic)
     config = {**vars(axes), "budget": auto.budget, "modules": selected, "precision": precision}
     config |= {} if name is None else {"name": name}
     with in_training(plan.device):
@@ -171,6 +186,7 @@ def coord_check(
             try_advice=bool(try_advice),
             store=store,
             workers=workers,
+            executor=maker,
             config=config,
         )
 
@@ -189,7 +205,8 @@ def check_config(config: CheckConfig) -> CoordCheck:
     from coordcheck.run.device import pick_device
     from coordcheck.run.train import RunPlan
 
-    plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
+    device = pick_device(config.device, elsewhere(config.executor))
+    plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     check_accepted(config.gate, config.audit)
     with in_training(plan.device):
         cell = make_cell(config)
@@ -206,6 +223,7 @@ def check_config(config: CheckConfig) -> CoordCheck:
             store=config.runs,
             reuse=config.resume,
             workers=config.workers,
+            executor=config.executor,
             config=dataclasses.asdict(config),
         )
 
@@ -234,6 +252,7 @@ def check_cell(
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
+    executor: ExecutorConfig | Executor = IN_THREADS,
     config: Mapping[str, Any],
 ) -> CoordCheck:
     """Audits a cell, runs it and its control, judges both, and tries what is advised where that fails.
@@ -251,11 +270,13 @@ def check_cell(
         store: Where finished runs are kept; None keeps nothing.
         reuse: Whether stored runs are read.
         workers: Runs at a time at most; None for as many as share the device.
+        executor: Who makes the runs.
         config: What was asked for, kept beside the result.
     """
     from coordcheck.models.cured import Cured
 
-    options: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "config": config}
+    options: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": executor}
+    options["config"] = config
     check = check_once(cell, twin, plan, gate, widths, seeds, audit=audit, rerun=rerun, **options)
     ran = sorted(int(width) for width in check.records["width"].unique())[:NARROW]
     if check.verdict != "fail" or not try_advice or len(ran) < NARROW:
@@ -286,11 +307,13 @@ def check_once(
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
+    executor: ExecutorConfig | Executor = IN_THREADS,
     config: Mapping[str, Any],
     title: str = "check",
 ) -> CoordCheck:
     """Audits a cell, runs it and its control, and judges both, see :func:`check_cell`; the title is of its progress."""
     from coordcheck.run.estimate import fitting, least_memory, not_silent
+    from coordcheck.run.executors import engine_of
     from coordcheck.run.queue import announce, threads_of_runs
 
     if gate.accept:
@@ -299,7 +322,13 @@ def check_once(
     audited, unaudited = None, ""
     auto = seeds if isinstance(seeds, Auto) else None
     listed = [seeds.first_seed] * WORKERS if isinstance(seeds, Auto) else [*seeds]
-    with threads_of_runs(plan.device, len(listed)) as share, not_silent(widths) as begun:
+    with (
+        threads_of_runs(plan.device, len(listed)) as share,
+        not_silent(widths) as begun,
+        engine_of(executor, plan.device, None if store is None else Path(store), workers) as engine,
+    ):
+        if engine is not None:
+            share = max(share, engine.devices)
         widths, skipped = fitting(lambda width: least_memory(cell, width, listed[0]), widths, plan.device)
         if audit:
             try:
@@ -314,7 +343,7 @@ def check_once(
             counts = dict.fromkeys(narrow(widths), CONTROL_SEEDS)
             queues.append(queue_of(twin[0], plan, counts, seeds, "control"))
         for each in queues:
-            each.workers = workers or share
+            each.workers, each.engine = workers or share, engine
             prepare(each, store, reuse)
         announce(queues)
         begun()
@@ -346,7 +375,7 @@ def check_once(
             return check
         richer = dataclasses.replace(plan, kinds=more[0], steps=more[1])
         again = queue_of(cell, richer, dict.fromkeys(ran[:NARROW], NARROW), seeds, "why it fails")
-        again.workers = workers or share
+        again.workers, again.engine = workers or share, engine
         prepare(again, store, reuse)
         return judged(completed(done.records, again.finish().records))
 
@@ -392,14 +421,14 @@ def fails_anyway(records: "pd.DataFrame", gate: GateConfig, readout: str | None,
 
 
 def prepare(queue: "RunQueue", store: str | Path | None, reuse: bool) -> None:
-    """Gives a queue its store, and one run at a time where runs would disturb each other."""
+    """Gives a queue its store, and one run at a time where runs in one process would disturb each other."""
     behaviour = None
     if not queue.cell.readable and (store is not None or queue.workers > 1):
         behaviour = queue.try_out()
-    if queue.cell.shares or (queue.cell.draws is not False and not queue.cell.readable):
+    if queue.engine is None and (queue.cell.shares or (queue.cell.draws is not False and not queue.cell.readable)):
         queue.workers = 1
     if store is not None:
-        plan = {**vars(queue.plan), "device": str(queue.plan.device)}
+        plan = {**vars(queue.plan), "device": queue.plan.device.type}
         determinants = {**queue.cell.determinants, "plan": plan, "behaviour": behaviour, "versions": current_versions()}
         determinants |= {} if queue.batch_seed is None else {"batch_seed": queue.batch_seed}
         queue.store = RunStore(Path(store), determinants, reuse=reuse)
@@ -409,9 +438,3 @@ def count_parameters(cell: "Cell", widths: Sequence[int]) -> dict[str, int]:
     """Entries of the parameters of the narrowest and the widest model, by width; a tied one counts once."""
     ends = {min(widths), max(widths)}
     return {str(width): sum(p.numel() for p in cell.on_meta(width).parameters()) for width in sorted(ends)}
-
-
-def current_versions() -> dict[str, str]:
-    """Of Python and of the packages that make the numbers."""
-    packages = ("coordcheck", "torch", "mup", "numpy", "pandas")
-    return {"python": python_version(), **{name: version(name) for name in packages}}

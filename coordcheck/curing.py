@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from coordcheck.auditing import audit_cell, in_training
-from coordcheck.check import check_once, twin_of
+from coordcheck.check import IN_THREADS, check_once, twin_of
+from coordcheck.config.call import elsewhere, executor_of
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import check_axes, check_budget, member, seeds_of
-from coordcheck.config.schema import AUTO, CheckConfig, Decay, Expect, GateConfig, Precision
+from coordcheck.config.schema import AUTO, CheckConfig, Decay, ExecutorConfig, Expect, GateConfig, Precision
 from coordcheck.judge.cure import CureTable, cure_of
 from coordcheck.judge.looks import Auto
 from coordcheck.judge.verdict import FAILURES
@@ -233,6 +235,7 @@ def cure(
     name: str | None = None,
     store: str | Path | None = None,
     workers: int | None = None,
+    executor: str | Mapping[str, Any] | Executor = "auto",
     decay: str | None = None,
     budget: float = 3.0,
 ) -> Cured:
@@ -252,6 +255,7 @@ def cure(
         name: Likewise.
         store: Likewise.
         workers: Likewise.
+        executor: Likewise.
         decay: The policy of weight decay, which the cure then follows; None leaves the decay alone.
         budget: As for :func:`coordcheck.coord_check`.
 
@@ -272,14 +276,17 @@ def cure(
         raise ValueError(f"`base_width` is a positive integer; got {base_width!r}. For example base_width=64.")
     gate = dataclasses.replace(default_gate(), expect=Expect.mup)
     gate.decay = None if decay is None else member(Decay, "decay", decay).value
-    plan = RunPlan(axes.steps, axes.kinds, None, pick_device(device), member(Precision, "precision", precision))
+    maker = executor_of(executor)
+    where = pick_device(device, elsewhere(maker))
+    plan = RunPlan(axes.steps, axes.kinds, None, where, member(Precision, "precision", precision))
     with in_training(plan.device):
         cell = OwnCell(
             build, batch, default_optimizer() if optimizer is None else optimizer, loss, axes.widths, name=name
         )
         wanted = Auto(check_budget(budget)) if isinstance(axes.seeds, str) else axes.seeds
         config = {**vars(axes), "precision": precision}
-        return cure_cell(cell, plan, gate, axes.widths, wanted, base, config, store=store, workers=workers)
+        keeping: dict[str, Any] = {"store": store, "workers": workers, "executor": maker}
+        return cure_cell(cell, plan, gate, axes.widths, wanted, base, config, **keeping)
 
 
 def cure_config(config: CheckConfig) -> Cured:
@@ -293,7 +300,8 @@ def cure_config(config: CheckConfig) -> Cured:
     from coordcheck.run.train import RunPlan
 
     config = dataclasses.replace(config, gate=dataclasses.replace(config.gate, expect=Expect.mup))
-    plan = RunPlan(config.steps, config.kinds, config.modules, pick_device(config.device), config.precision)
+    device = pick_device(config.device, elsewhere(config.executor))
+    plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     with in_training(plan.device):
         return cure_cell(
             make_cell(config),
@@ -306,6 +314,7 @@ def cure_config(config: CheckConfig) -> Cured:
             store=config.runs,
             reuse=config.resume,
             workers=config.workers,
+            executor=config.executor,
         )
 
 
@@ -321,6 +330,7 @@ def cure_cell(
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
+    executor: ExecutorConfig | Executor = IN_THREADS,
 ) -> Cured:
     """Audits a cell until nothing is left to change, then checks it with the changes applied.
 
@@ -330,7 +340,8 @@ def cure_cell(
 
     def check(of: "Cell", at: Sequence[int]) -> CoordCheck:
         twin = twin_of(of, gate, min(at)) if of is not cell else None
-        return check_once(of, twin, plan, gate, at, seeds, store=store, reuse=reuse, workers=workers, config=config)
+        keeping: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": executor}
+        return check_once(of, twin, plan, gate, at, seeds, **keeping, config=config)
 
     table, before = find_cure(cell, gate, widths, base_width)
     return Cured(table, check(cell, sorted(widths)[:FEWEST]), check(CuredCell(cell, table), widths), before)

@@ -78,8 +78,8 @@ def tiny_cell(*overrides: str) -> ConfiguredCell:
     return make_cell(tiny_config(*overrides))
 
 
-def plan_of(config: CheckConfig) -> RunPlan:
-    return RunPlan(config.steps, config.kinds, config.modules, torch.device("cpu"), config.precision)
+def plan_of(config: CheckConfig, device: str = "cpu") -> RunPlan:
+    return RunPlan(config.steps, config.kinds, config.modules, torch.device(device), config.precision)
 
 
 def synthetic(

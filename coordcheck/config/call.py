@@ -1,14 +1,16 @@
 """What a call in Python may say by keyword, checked before anything is built."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from coordcheck.config.accept import entries
 from coordcheck.config.arguments import directory, is_flag, text, whole
+from coordcheck.config.executor import check_executor
 from coordcheck.config.load import default_gate
 from coordcheck.config.rules import member
-from coordcheck.config.schema import Decay, Expect, GateConfig
+from coordcheck.config.schema import ENGINES, Decay, ExecutorConfig, ExecutorName, Expect, GateConfig
 from coordcheck.records.names import shown
 
 
@@ -61,3 +63,32 @@ def check_options(
         directory("store", store, "checks/runs")
     if workers is not None:
         whole("workers", workers, 2)
+
+
+def executor_of(executor: Any) -> ExecutorConfig | Executor:
+    """Who makes the runs of a check, as a call says it.
+
+    Args:
+        executor: A name, a dict of a name and what that engine is told, or an executor of ``concurrent.futures``.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if isinstance(executor, Executor):
+        return executor
+    named: Any = {"name": executor} if isinstance(executor, str) else executor
+    if not isinstance(named, Mapping) or "name" not in named or not all(isinstance(key, str) for key in named):
+        raise ValueError(
+            f"`executor` is a name, a dict with a name, or an executor of concurrent.futures; got {shown(executor)}. "
+            f"For example executor='processes', or executor={{'name': 'submitit', 'slurm_partition': 'gpu'}}."
+        )
+    config = ExecutorConfig(
+        member(ExecutorName, "executor", named["name"]), {key: value for key, value in named.items() if key != "name"}
+    )
+    check_executor(config)
+    return config
+
+
+def elsewhere(executor: ExecutorConfig | Executor) -> bool:
+    """Whether runs may take place on machines with other devices than this one has."""
+    return isinstance(executor, ExecutorConfig) and executor.name in ENGINES

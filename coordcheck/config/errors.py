@@ -212,6 +212,8 @@ def in_words(kind: Any) -> str:
 
 
 def _example(key: str, usual: Example, groups: Mapping[str, Any]) -> str:
+    if key == "executor.args":
+        return "For example coordcheck executor=submitit executor.args.slurm_partition=gpu."
     if key.partition(".")[2] in OPEN.values():
         return f"For example {key}.depth=4."
     value = EXAMPLES.get(key, usual.get(key))

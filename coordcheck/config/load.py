@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from coordcheck.config.errors import KNOWN, not_an_option, read_overrides, sentence, unknown_key, wrong_type
 from coordcheck.config.rules import check_gate, validate
-from coordcheck.config.schema import MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
+from coordcheck.config.schema import ENGINES, MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
 from coordcheck.records.names import one_line, printable, shown
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
@@ -26,11 +26,14 @@ def register_schema() -> None:
     """Tells Hydra the schema, under the names that ``configs/`` lists, and the functions that make names."""
     store = ConfigStore.instance()
     store.store(name="check_schema", node=CheckConfig)
-    for model, key in OPEN.items():
+    for group, option, key in [
+        *(("model", model, key) for model, key in OPEN.items()),
+        *(("executor", engine, "args") for engine in ENGINES),
+    ]:
         # any key below it can be set on the command line, without a plus; elsewhere a misspelt one fails
         node = OmegaConf.create({key: {}})
         OmegaConf.set_struct(node[key], False)
-        store.store(group="model", name=f"{model}_schema", node=node)
+        store.store(group=group, name=f"{option}_schema", node=node)
     OmegaConf.register_new_resolver("file_name", file_name, replace=True)
     OmegaConf.register_new_resolver("cell_name", cell_name, replace=True)
 

@@ -18,6 +18,7 @@ from coordcheck.config.arguments import (
     whole,
     whole_numbers,
 )
+from coordcheck.config.executor import check_executor
 from coordcheck.config.schema import (
     AUTO,
     CheckConfig,
@@ -267,6 +268,7 @@ def validate(config: CheckConfig) -> None:
             f"`optimizer.betas` are two numbers from 0 to below 1; got {betas}. For example optimizer.betas=[0.9,0.95]."
         )
     check_gate(config.gate)
+    check_executor(config.executor, isinstance(config.model, FlaxConfig))
     check_family(config)
     check_tied_zero(config)
 

@@ -13,7 +13,7 @@ AUTO = "auto"  # of seeds: as many runs as a check needs
 PARAMETERS = "parameters"  # which a check adds to its configuration: how many there are, by width
 # keys that say how a check is run and kept
 BOOKKEEPING = frozenset(
-    {"name", "audit", "rerun", "try_advice", "workers", "resume", "runs", "plots", "verbose", PARAMETERS}
+    {"name", "audit", "rerun", "try_advice", "workers", "executor"} | {"resume", "runs", "plots", "verbose", PARAMETERS}
 )
 NO_NUMBERS = BOOKKEEPING | {"seeds", "budget", "first_seed", "gate", "control", "device"}
 
@@ -210,6 +210,28 @@ MODELS: dict[str, type[ModelConfig]] = {
 OPEN = {"hf": "overrides", "own": "args", "flax": "args"}  # by model, the key that takes any key below it
 
 
+class ExecutorName(StrEnum):
+    """Who makes the runs of a check."""
+
+    auto = "auto"
+    threads = "threads"
+    processes = "processes"
+    submitit = "submitit"
+    ray = "ray"
+    dask = "dask"
+
+
+@dataclass
+class ExecutorConfig:
+    """Who makes the runs of a check, and what that engine is told, see :mod:`coordcheck.run.executors`."""
+
+    name: ExecutorName
+    args: dict[str, Any]
+
+
+ENGINES = ("submitit", "ray", "dask")  # executors whose args take any key
+
+
 @dataclass
 class ParametrizationConfig:
     """A parametrization."""
@@ -328,6 +350,7 @@ class CheckConfig:
     device: str
     precision: Precision
     workers: int | None
+    executor: ExecutorConfig
     resume: bool
     runs: str
     plots: str | None

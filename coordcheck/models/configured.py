@@ -39,6 +39,10 @@ class ConfiguredCell(Cell):
     def __init__(self, config: CheckConfig):
         self.config = config
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process, which makes the rest anew: the configuration, and the roles that were read."""
+        return {"config": self.config, "roles": self.roles}
+
     @property
     def readout(self) -> str | None:  # type: ignore[override]
         """The readout's init where it is known what it should be."""

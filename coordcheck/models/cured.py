@@ -143,6 +143,14 @@ class Cured(Wrapped):
         self.cure = cure
         self._widths: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process, where nothing has been built yet."""
+        return {name: value for name, value in vars(self).items() if name != "_widths"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """What came from another process, with nothing built."""
+        vars(self).update(state, _widths=WeakKeyDictionary())
+
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """The cell's model with its initial weights scaled."""
         model = self.cell.build(width, seed, device)

@@ -7,7 +7,7 @@ What a user's functions do is not readable, so stored runs are kept by what they
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.config.load import default_optimizer_config
-from coordcheck.config.schema import NO_NUMBERS, CheckConfig, OptimizerConfig, OwnConfig, Parametrization
+from coordcheck.config.schema import NO_NUMBERS, CheckConfig, DataConfig, OptimizerConfig, OwnConfig, Parametrization
 from coordcheck.models.given import Builder, Built, check_functions, usable_optimizer
 from coordcheck.models.optimizers import make_optimizer
-from coordcheck.models.text import load_corpus
+from coordcheck.models.text import Corpus, load_corpus
 from coordcheck.observe.roles import infshapes, roles, shapes
 from coordcheck.records.names import shown
 from coordcheck.run.cell import META, Cell
@@ -26,6 +26,8 @@ from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
 from coordcheck.run.source import import_dotted, source_hash
 from coordcheck.run.theirs import theirs
+
+CPU = torch.device("cpu")
 
 
 class OwnCell(Cell):
@@ -60,6 +62,7 @@ class OwnCell(Cell):
         trained: bool = True,
     ):
         check_functions(build, optimizer, loss, batch)
+        self._function = build
         self._build = Builder(build, trained)
         self._trained = trained
         self._batch = batch
@@ -68,7 +71,7 @@ class OwnCell(Cell):
         self._built_with: WeakKeyDictionary[nn.Module, torch.optim.Optimizer] = WeakKeyDictionary()
         self.cross_entropy = loss is None
         self.draws = None
-        self._drew = False
+        self.drew = False
         self.roles = self._roles(sorted(widths))
         smallest = min(widths)
         self.columns = {
@@ -76,6 +79,20 @@ class OwnCell(Cell):
             "optimizer": _describe(self._any_optimizer(smallest)),
         }
         self.determinants = {**(determinants or {}), "cell": self.columns, "source": source_hash()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process, where nothing has been built yet; tensors lie where any process finds them."""
+        state = {name: value for name, value in vars(self).items() if name not in ("_build", "_built_with")}
+        return state if callable(self._batch) else {**state, "_batch": to_device(self._batch, CPU)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """What came from another process, with nothing built."""
+        build = Builder(state["_function"], state["_trained"])
+        vars(self).update(state, _build=build, _built_with=WeakKeyDictionary())
+
+    def parts(self) -> dict[str, Any]:
+        """What the user gave."""
+        return {"build": self._function, "optimizer": self._optimizer, "batch": self._batch, "loss": self._loss}
 
     @property
     def shares(self) -> bool:  # type: ignore[override]
@@ -109,7 +126,7 @@ class OwnCell(Cell):
         arguments = (f"{name}={value}" for name, value in model.args.items())
         cell = cls(
             partial(build, **model.args),
-            _text_batch(config, model.inputs) if model.batch is None else import_dotted("batch", model.batch),
+            _TextBatch(config.data, model.inputs) if model.batch is None else import_dotted("batch", model.batch),
             _optimizer(config.optimizer) if model.optimizer is None else import_dotted("optimizer", model.optimizer),
             None if model.loss is None else import_dotted("loss", model.loss),
             config.widths,
@@ -168,16 +185,16 @@ class OwnCell(Cell):
         torch.manual_seed(0)
         before = torch.get_rng_state()
         loss = self._loss_of(model, batch)
-        self._drew = self._drew or not torch.equal(before, torch.get_rng_state())
+        self.drew = self.drew or not torch.equal(before, torch.get_rng_state())
         return loss
 
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         with theirs("`loss`" if self._loss is not default_loss else "the model, called with `batch`,"):
             return self._loss(model, batch)
 
-    def tried_out(self, recomputes: bool) -> None:
+    def tried_out(self, drew: bool) -> None:
         """Settles whether training draws random numbers; what a backward pass repeats sets their generator."""
-        self.draws = self._drew or recomputes
+        self.draws = self.drew or drew
 
     def _model(self, width: int, without_memory: bool = False) -> nn.Module:
         built = self._build(width, without_memory)
@@ -217,18 +234,26 @@ def _optimizer(config: OptimizerConfig) -> Callable[[nn.Module], torch.optim.Opt
     return make
 
 
-def _text_batch(config: CheckConfig, names: Sequence[str] | None) -> Callable[[int], Any]:
-    """From seed to a batch of the configured text."""
-    corpus, data = load_corpus(config.data), config.data
+@dataclasses.dataclass(frozen=True)
+class _TextBatch:
+    """From seed to a batch of the configured text, which each process reads itself."""
 
-    def batch(seed: int) -> Any:
-        inputs, targets = corpus.batch(seed, data.batch, data.context)
-        if names is None:
+    data: DataConfig
+    names: Sequence[str] | None
+
+    def __call__(self, seed: int) -> Any:
+        inputs, targets = self._corpus.batch(seed, self.data.batch, self.data.context)
+        if self.names is None:
             return inputs, targets
         # a model that takes labels moves them itself
-        return {names[0]: inputs, names[1]: inputs if names[1] == "labels" else targets}
+        return {self.names[0]: inputs, self.names[1]: inputs if self.names[1] == "labels" else targets}
 
-    return batch
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return load_corpus(self.data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"data": self.data, "names": self.names}
 
 
 def _describe(optimizer: torch.optim.Optimizer) -> str:

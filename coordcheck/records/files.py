@@ -55,7 +55,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                     out.write(temporary.read_bytes())
             else:
                 if path.is_file() and not path.is_symlink():
-                    shutil.copymode(path, temporary)
+                    with suppress(OSError):  # on a network file system, of one that another machine has just replaced
+                        shutil.copymode(path, temporary)
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

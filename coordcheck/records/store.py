@@ -9,7 +9,9 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import pandas as pd
@@ -46,6 +48,10 @@ class RunStore:
         self.determinants = {**determinants, "code": code_hash(tuple(rooms)), "format": FORMAT}
         self._verified: dict[tuple[int, int], pd.DataFrame] = {}
         self._told: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: the same key, and no run that this one has read."""
+        return {**vars(self), "directory": self.directory.absolute(), "_verified": {}, "_told": set()}
 
     def _path(self, width: int, seed: int) -> Path:
         text = json.dumps({**self.determinants, "width": width, "seed": seed}, sort_keys=True)
@@ -121,3 +127,9 @@ def code_hash(rooms: tuple[str, ...] = NUMBERS) -> str:
     for path in sorted(path for room in rooms for path in (package / room).rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def current_versions() -> dict[str, str]:
+    """Of Python and of the packages that make the numbers."""
+    packages = ("coordcheck", "torch", "mup", "numpy", "pandas")
+    return {"python": python_version(), **{name: version(name) for name in packages}}

@@ -25,6 +25,7 @@ class Cell(ABC):
         readable: Whether `determinants` say all that numbers depend on; not so where a user's code makes them.
         draws: Whether training draws random numbers from torch's global generator, so that runs must not go on at a
             time; None as long as it is not known.
+        drew: Whether a loss was seen to draw them in this process.
         shares: Whether models have a module in common, whose hooks would record the runs of all of them.
         readout: The readout's init where it is known what it should be.
         corpus_sha256: Hash of the text, where there is one.
@@ -36,6 +37,7 @@ class Cell(ABC):
     cross_entropy: bool = True
     readable: bool = True
     draws: bool | None = False
+    drew: bool = False
     shares: bool = False
     readout: str | None = None
     corpus_sha256: str | None = None
@@ -72,13 +74,17 @@ class Cell(ABC):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar to minimize."""
 
-    def tried_out(self, recomputes: bool) -> None:
-        """Told once that runs took place, and whether their backward passes computed activations again."""
-        self.draws = bool(self.draws) or recomputes
+    def tried_out(self, drew: bool) -> None:
+        """Told once that runs took place, and whether they drew random numbers, or might in a backward pass."""
+        self.draws = bool(self.draws) or drew
 
     def learn_roles(self, read: Mapping[str, str]) -> None:
         """Told the roles of parameters as they were read from their uses, which say more than shapes."""
         self.roles = {**self.roles, **read}
+
+    def parts(self) -> Mapping[str, Any]:
+        """What a user gave, by the name that a message has for it."""
+        return {}
 
     def in_sp(self) -> "Cell | None":
         """The twin in standard parametrization; None where it is not known how to make one."""

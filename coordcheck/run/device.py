@@ -1,5 +1,6 @@
 """Where runs take place."""
 
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def pick_device(name: str | torch.device) -> torch.device:
+def pick_device(name: str | torch.device, elsewhere: bool = False) -> torch.device:
     """The device that `name` asks for; "auto" is a GPU if there is one.
+
+    Args:
+        name: Of the device.
+        elsewhere: Whether runs take place on other machines, so that it need not be here.
 
     Raises:
         ValueError: if it is not there, or cannot train.
@@ -36,6 +41,8 @@ def pick_device(name: str | torch.device) -> torch.device:
         )
     try:
         device = torch.device(name)
+        if elsewhere:
+            return device
         with torch.inference_mode(False), torch.enable_grad():
             torch.ones(1, device=device, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
             torch.ones(1, device=device).item()
@@ -46,3 +53,10 @@ def pick_device(name: str | torch.device) -> torch.device:
             f"For example device='auto' or device='cpu'."
         ) from error
     return device
+
+
+def release(device: torch.device) -> None:
+    """Gives memory that nothing holds any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -192,9 +192,9 @@ def memory_of_run(dry: Dryrun, state: float) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a device has in all."""
+    """Bytes that a device has in all; zero where that is not known, as of a GPU that another machine has."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        return 0 if not torch.cuda.is_available() else int(torch.cuda.get_device_properties(device).total_memory)
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     if not all(name in getattr(os, "sysconf_names", {}) for name in names):
         return 0

@@ -1,32 +1,31 @@
 """The runs of a cell: widths times seeds, longest first, several at a time, finished ones kept.
 
-A run that fails for want of memory is reported and loses nothing else; one that diverges is data. On CPU the runs of
-a configured cell share the cores, see :func:`share_cores`: the numbers are then the same bit for bit whatever the
-number of workers or the order of runs.
+A run that fails for want of memory is reported and loses nothing else, nor does one whose worker dies; one that
+diverges is data. On CPU the runs of a configured cell share the cores, see :func:`share_cores`: the numbers are then
+the same bit for bit whoever makes the runs, whatever the number of workers or the order.
 """
 
-import gc
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Lock
-from typing import Any
 
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from coordcheck.records.names import one_line
 from coordcheck.records.schema import CLASSES
 from coordcheck.records.store import RunStore
 from coordcheck.run.cell import Cell
+from coordcheck.run.device import release
 from coordcheck.run.estimate import (
     LONG,
     Estimate,
@@ -37,9 +36,13 @@ from coordcheck.run.estimate import (
     seconds_by_width,
     useful_workers,
 )
-from coordcheck.run.theirs import is_out_of_memory
-from coordcheck.run.train import RECOMPUTES, Cancelled, RunPlan, run
+from coordcheck.run.executors import TRIES, Engine
+from coordcheck.run.one import Outcome, pack, run_one, train_one
+from coordcheck.run.spread import Run, spread
+from coordcheck.run.train import Cancelled, RunPlan
 
+LONGEST = 300  # characters of what a worker died of
+NAMED = 4  # runs that a progress bar has room for
 ROOM = 0.8  # of a device's memory, for all runs that go on at a time
 
 
@@ -50,7 +53,7 @@ class Finished:
     Attributes:
         records: Of all runs at widths that fit into memory, with the cell's columns first, in the order of width
             and seed.
-        skipped: One sentence for each width that could not run.
+        skipped: One sentence for each width that could not run, and for each run that was lost.
     """
 
     records: pd.DataFrame
@@ -70,6 +73,7 @@ class RunQueue:
         store: Where finished runs are kept; None keeps nothing.
         workers: Runs at a time.
         title: Shown before the progress bar.
+        engine: Who makes the runs; None for threads of this process.
     """
 
     cell: Cell
@@ -80,14 +84,16 @@ class RunQueue:
     workers: int = 1
     title: str = "check"
     batch_seed: int | None = None
+    engine: Engine | None = None
     _building: Lock = field(default_factory=Lock, init=False)
     _stop: Event = field(default_factory=Event, init=False)
     _too_large: set[int] = field(default_factory=set, init=False)
-    _frames: dict[tuple[int, int], pd.DataFrame] = field(default_factory=dict, init=False)
+    _lost: dict[Run, str] = field(default_factory=dict, init=False)
+    _frames: dict[Run, pd.DataFrame] = field(default_factory=dict, init=False)
     _state: float = field(default=0.0, init=False)
-    _recomputes: bool = field(default=False, init=False)
+    _drew: bool = field(default=False, init=False)
 
-    def runs(self) -> list[tuple[int, int]]:
+    def runs(self) -> list[Run]:
         """Width and seed of every run, longest first."""
         of = self.seeds
         by_width = of if isinstance(of, Mapping) else dict.fromkeys(self.widths, of)
@@ -105,19 +111,25 @@ class RunQueue:
         """
         digest = hashlib.sha256()
         first = dict(self.runs()[::-1])
-        for width in sorted(self.widths)[:2]:
-            records = self._one(width, first[width])
-            if records is not None:
-                self._frames[width, first[width]] = records
-                digest.update(records.to_csv(index=False).encode())
-        self.cell.tried_out(self._recomputes)
+        runs = [(width, first[width]) for width in sorted(self.widths)[:2]]
+        if self.engine is not None and self.engine.remote:
+            self._make(runs)
+        else:
+            for run in runs:
+                self._take(run, self._outcome(*run))
+        for run in runs:
+            if run in self._frames:
+                digest.update(self._frames[run].to_csv(index=False).encode())
+        self.cell.tried_out(self._drew)
         return digest.hexdigest()
 
-    def left(self) -> list[tuple[int, int]]:
+    def left(self) -> list[Run]:
         """Width and seed of the runs that are neither stored nor done, longest first."""
         every = self.runs()
-        done = self._frames if self.store is None else {*self._frames, *filter(self.store.__contains__, every)}
-        return [run for run in every if run not in done]
+        if self.store is not None:
+            stored = ((run, self.store.get(*run)) for run in every if run not in self._frames)
+            self._frames |= {run: records for run, records in stored if records is not None}
+        return [run for run in every if run not in self._frames]
 
     def measure(self) -> dict[int, float]:
         """Finishes runs at two narrow widths, alone, after one that does not count.
@@ -138,10 +150,8 @@ class RunQueue:
         seconds: dict[int, float] = {}
         for width, seed in [*warm_up, *runs]:
             start = time.perf_counter()
-            records = self._one(width, seed)
+            self._take((width, seed), self._outcome(width, seed))
             seconds[width] = time.perf_counter() - start
-            if records is not None:
-                self._frames[width, seed] = records
         return seconds
 
     def estimate(self, measured: Mapping[int, float]) -> tuple[list[float], int]:
@@ -168,75 +178,93 @@ class RunQueue:
         Raises:
             KeyboardInterrupt: on Ctrl-C; finished runs are stored.
         """
-        every, frames = self.runs(), self._frames
-        runs = [run for run in every if run not in frames]
-        with _progress(self.title) as progress, ThreadPoolExecutor(self.workers) as pool:
-            bar = progress.add_task(self.title, total=sum(cost(width) for width, _ in runs), run="")
-            futures: dict[Future[pd.DataFrame | None], tuple[int, int]] = {}
-            for width, seed in runs:
-                told = partial(progress.update, bar, run=f"width {width} seed {seed}")
-                futures[pool.submit(self._one, width, seed, told)] = (width, seed)
-            try:
-                for future in as_completed(futures):
-                    records = future.result()
-                    if records is not None:
-                        frames[futures[future]] = records
-                    progress.advance(bar, cost(futures[future][0]))
-            except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-        return Finished(self._collect({run: frames[run] for run in every if run in frames}), self._skipped())
+        self._make([run for run in self.left() if run not in self._lost and run[0] not in self._too_large])
+        found = {run: self._frames[run] for run in self.runs() if run in self._frames}
+        return Finished(self._collect(found), self._skipped())
 
-    def _one(self, width: int, seed: int, begins: Callable[[], object] = lambda: None) -> pd.DataFrame | None:
-        """The records of one run, stored or new; None if it does not fit into memory."""
+    def _make(self, runs: Sequence[Run]) -> None:
+        """Makes runs and keeps their records."""
+        if not runs:
+            return
+        call, tries = self._call()
+        engine = Engine(ThreadPoolExecutor) if self.engine is None else self.engine
+        at_a_time = None if engine.queues else self.workers
+        try:
+            with _progress() as progress:
+                bar = progress.add_task(self.title, total=sum(cost(width) for width, _ in runs), run="")
+                working = partial(_tell, progress, bar)
+                for run, outcome in spread(engine.executor(self.workers), call, runs, at_a_time, working, tries):
+                    self._take(run, outcome)
+                    progress.advance(bar, cost(run[0]))
+        except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
+            self._stop.set()
+            engine.stop()
+            raise
+        if self.engine is None:
+            engine.stop()
+
+    def _call(self) -> tuple[Callable[[int, int], Outcome], int]:
+        """What makes a run, and how often it is tried where workers die."""
+        if self.engine is None:
+            return self._outcome, 1
+        try:
+            return partial(run_one, pack(self.cell, self.plan, self.batch_seed, self.store)), TRIES
+        except ValueError as error:
+            if not self.engine.automatic:
+                raise
+            print(f"runs go on one by one on one GPU, since {one_line(error)}", file=sys.stderr, flush=True)
+            self.engine, self.workers = None, 1
+            return self._outcome, 1
+
+    def _take(self, run: Run, outcome: Outcome | BaseException) -> None:
+        """Keeps what came of a run.
+
+        Raises:
+            ValueError: what the run raised in another process.
+            BaseException: what it raised in this one.
+        """
+        width, seed = run
+        if isinstance(outcome, BaseException):
+            if self.engine is None or not isinstance(outcome, Exception):
+                raise outcome
+            died = f"{type(outcome).__name__}: {one_line(outcome)}"[:LONGEST]
+            self._lost[run] = f"run of width {width}, seed {seed} lost: its worker died {TRIES} times ({died})"
+        elif outcome.error:
+            error = ValueError(outcome.error)
+            error.add_note(outcome.trace)
+            raise error
+        elif outcome.records is None:
+            self._too_large.add(width)
+        else:
+            self._drew = outcome.drew or self._drew
+            self._state = max(self._state, outcome.state)
+            self._frames[run] = outcome.records
+
+    def _outcome(self, width: int, seed: int) -> Outcome:
+        """One run in a thread of this process."""
         if self._stop.is_set():
             raise CancelledError
-        stored = self.store.get(width, seed) if self.store is not None else None
+        stored = None if self.store is None else self.store.get(width, seed)  # by another command, in the meantime
         if stored is not None:
-            return stored
+            return Outcome(stored)
         if width in self._too_large:
-            return None
-        begins()
+            return Outcome(None)
         try:
-            records = self._train(width, seed)
+            outcome = train_one(self.cell, self.plan, width, seed, self.batch_seed, self._building, self._stop)
         except Cancelled as error:
             raise CancelledError from error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._too_large.add(width)
-            _release(self.plan.device)
-            return None
-        if self.store is not None:
-            self.store.put(width, seed, records)
-        return records
-
-    def _train(self, width: int, seed: int) -> pd.DataFrame:
-        device = self.plan.device
-        with self._building:
-            # all of these may draw from torch's global generator, which all threads share
-            model = self.cell.build(width, seed, device)
-            optimizer = self.cell.optimizer(model, width)
-            batch = self.cell.batch(seed if self.batch_seed is None else self.batch_seed, device)
-        records = run(
-            model,
-            optimizer,
-            batch,
-            self.cell.loss,
-            self.plan,
-            width=width,
-            seed=seed,
-            roles=self.cell.roles,
-            stop=self._stop,
-        )
-        self._recomputes = records.attrs.pop(RECOMPUTES, False) or self._recomputes
-        self._state = _bytes(optimizer.state.values()) / max(1, sum(p.nbytes for p in model.parameters()))
-        return records
+        if self.store is not None and outcome.records is not None:
+            self.store.put(width, seed, outcome.records)
+        return outcome
 
     def _collect(self, frames: dict[tuple[int, int], pd.DataFrame]) -> pd.DataFrame:
         """One frame of the widths that ran with every seed, the same whatever the order in which runs ended."""
         fitting = sorted(key for key in frames if key[0] not in self._too_large)
+        if not fitting and self._lost:
+            raise ValueError(
+                f"no run came back: {next(iter(self._lost.values()))}. For example executor=threads, which makes them "
+                f"in this process."
+            )
         if not fitting:
             raise ValueError(
                 f"no run of widths {list(self.widths)} fits into the memory of {self.plan.device}. "
@@ -250,7 +278,8 @@ class RunQueue:
         return records
 
     def _skipped(self) -> list[str]:
-        return [f"width {width} skipped: out of memory" for width in sorted(self._too_large)]
+        too_large = [f"width {width} skipped: out of memory" for width in sorted(self._too_large)]
+        return [*too_large, *(said for run, said in sorted(self._lost.items()) if run in {*self.runs()})]
 
 
 @contextmanager
@@ -290,31 +319,25 @@ def announce(queues: Sequence[RunQueue]) -> None:
 
     As many runs go on at a time as the memory has room for and as can keep busy.
     """
-    device = queues[0].plan.device
-    measured = queues[0].measure()
+    device, engine = queues[0].plan.device, queues[0].engine
+    measured = {} if engine is not None and engine.remote else queues[0].measure()
     if not measured:
         return
+    devices = 1 if engine is None else engine.devices
+    if engine is not None:
+        release(device)  # what the first runs took is for the workers now
     estimates = [queue.estimate(measured) for queue in queues]
     needed, available = max(needed for _, needed in estimates), available_memory(device)
     for queue, (runs, _) in zip(queues, estimates, strict=True):
-        with_room = int(ROOM * available / needed) if available else queue.workers
-        queue.workers = max(1, min(queue.workers, with_room, useful_workers(runs, measured[min(measured)])))
+        with_room = devices * max(1, int(ROOM * available / needed)) if available else queue.workers
+        useful = useful_workers(runs, measured[min(measured)]) if engine is None else queue.workers
+        queue.workers = max(1, min(queue.workers, with_room, useful))
     seconds = sum(makespan(runs, queue.workers) for (runs, _), queue in zip(estimates, queues, strict=True))
     if seconds >= LONG:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        name = f"{devices} {name}" if devices > 1 else name
         count = sum(len(runs) for runs, _ in estimates)
         print(Estimate(seconds, count, queues[0].workers, needed, available, name), file=sys.stderr, flush=True)
-
-
-def _bytes(states: Iterable[Mapping[str, Any]]) -> int:
-    """Memory of an optimizer's state."""
-    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def cost(width: int) -> float:
@@ -322,7 +345,7 @@ def cost(width: int) -> float:
     return 1.0 + (width / 128) ** 2
 
 
-def _progress(title: str) -> Progress:
+def _progress() -> Progress:
     """A progress bar on the terminal, nothing elsewhere."""
     console = Console(stderr=True)
     return Progress(
@@ -335,3 +358,11 @@ def _progress(title: str) -> Progress:
         disable=not console.is_terminal,
         transient=True,
     )
+
+
+def _tell(progress: Progress, bar: TaskID, runs: Sequence[Run]) -> None:
+    """Shows what all workers are at."""
+    said = ", ".join(f"width {width} seed {seed}" for width, seed in runs)
+    if len(runs) > NAMED:
+        said = f"{len(runs)} runs of widths {min(runs)[0]} to {max(runs)[0]}"
+    progress.update(bar, run=said)

@@ -11,6 +11,8 @@ from typing import Any
 
 from coordcheck.run.theirs import describe
 
+INSTALLED = {"site-packages", "dist-packages"}  # a user's own one, or another environment's, is none of Python's paths
+
 
 def import_dotted(option: str, name: str) -> Any:
     """What a dotted name stands for, imported with the current directory on the path.
@@ -45,6 +47,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     for name, module in sorted(sys.modules.items()):
         path = Path(getattr(module, "__file__", None) or "").resolve()
-        if path.suffix == ".py" and path.is_file() and not any(path.is_relative_to(library) for library in libraries):
+        installed = INSTALLED & {*path.parts} or any(path.is_relative_to(library) for library in libraries)
+        if path.suffix == ".py" and path.is_file() and not installed:
             digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()

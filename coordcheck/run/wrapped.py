@@ -43,9 +43,14 @@ class Wrapped(Cell):
         """The cell's."""
         return self.cell.shares
 
-    def tried_out(self, recomputes: bool) -> None:
+    @property
+    def drew(self) -> bool:  # type: ignore[override]
+        """The cell's."""
+        return self.cell.drew
+
+    def tried_out(self, drew: bool) -> None:
         """Passed on."""
-        self.cell.tried_out(recomputes)
+        self.cell.tried_out(drew)
 
     def on_meta(self, width: int) -> nn.Module:
         """The cell's."""

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -101,3 +103,22 @@ def test_a_check_goes_on_over_damaged_runs_with_the_same_numbers(tmp_path, capsy
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert [width for width in (64, 128, 256) if (width, 0) in RunStore(tmp_path, {})] == [64, 128, 256]
+
+
+def test_those_who_write_a_run_at_a_time_leave_it_whole_for_whoever_reads(tmp_path, capsys):
+    """Without a lock: the last one wins, and no reader sees half of it."""
+    run, end = run_of(64), threading.Event()
+    RunStore(tmp_path, {}).put(64, 0, run)
+
+    def write():
+        while not end.is_set():
+            RunStore(tmp_path, {}).put(64, 0, run)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write) for _ in range(2)]
+        for _ in range(30):
+            pd.testing.assert_frame_equal(RunStore(tmp_path, {}).get(64, 0), run, check_exact=True)
+        end.set()
+        assert [writer.result() for writer in writers] == [None, None]
+    assert capsys.readouterr().err == ""
+    assert len([*tmp_path.iterdir()]) == 1
