@@ -24,6 +24,10 @@ VIEWS = (
     *("stop_gradient", "name", "split", "reshard"),
 )
 SUMS = ("add", "sub", "add_any")
+ARITHMETIC = (  # of numbers, which a width may have been made into a factor by
+    *("add", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "pow", "integer_pow", "square", "sqrt"),
+    *("rsqrt", "cbrt", "exp", "exp2", "log", "log1p", "expm1", "floor", "ceil", "round"),
+)
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
 CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 CALLS |= {"core_call": "call_jaxpr"}
@@ -266,12 +270,7 @@ def _folded(eqn: Any, operands: Sequence[Value]) -> list[Value]:
     """The number that numbers make; an array of one number throughout is that number."""
     if eqn.primitive.name in VIEWS:
         return [operands[0]] * len(eqn.outvars)
-    if any(v.aval.shape for v in (*eqn.invars, *eqn.outvars)):
+    if eqn.primitive.name not in ARITHMETIC or any(v.aval.shape for v in (*eqn.invars, *eqn.outvars)):
         return [Value()] * len(eqn.outvars)
     numbers = [np.asarray(o.constant, dtype=v.aval.dtype) for o, v in zip(operands, eqn.invars, strict=True)]
-    try:
-        found = eqn.primitive.bind(*numbers, **eqn.params)
-    except Exception:  # of a primitive that takes more than numbers
-        return [Value()] * len(eqn.outvars)
-    results = found if eqn.primitive.multiple_results else [found]
-    return [_constant(result) for result in results]
+    return [_constant(eqn.primitive.bind(*numbers, **eqn.params))]

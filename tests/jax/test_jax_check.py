@@ -120,9 +120,15 @@ def test_files_are_those_of_any_check(tmp_path):
 
 
 def test_finished_runs_are_kept_and_found_again(tmp_path):
+    def small(width):
+        return nn.Sequential([nn.Dense(width, use_bias=False), nn.Dense(10, use_bias=False)])
+
+    def sgd(width, roles):
+        return optax.sgd(0.1)
+
     def call(seeds):
         kinds = ["activation"]
-        cj.coord_check(MLP, BATCH, WIDTHS, seeds, 1, in_mup, kinds=kinds, audit=False, control=False, store=tmp_path)
+        cj.coord_check(small, BATCH, WIDTHS, seeds, 1, sgd, kinds=kinds, audit=False, control=False, store=tmp_path)
 
     call(2)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -187,7 +193,7 @@ def test_the_command_sweeps_stores_and_needs_no_torch(tmp_path):
     ("override", "message"),
     [
         ("device=cuda", r"`device` is auto for model=flax.*JAX_PLATFORMS=cpu"),
-        ("model.args.deep=3", r"`model.args` are its keyword arguments.*deep"),
+        ("model.args.deep=3", r"`model.args` are keyword arguments of coordcheck.jax.gpt.build, after the width.*deep"),
         ("parametrization=sp", r"model=flax takes parametrization=own"),
     ],
 )
