@@ -148,6 +148,21 @@ def test_attention_logits_are_seen_with_their_scale(fused):
     assert found["count"].item() == logits.size
 
 
+@pytest.mark.parametrize("way", [jnp.broadcast_to, lambda b, shape: b, lambda b, shape: jnp.tile(b, (shape[0], 1))])
+def test_a_bias_is_a_vector_however_it_is_brought_to_the_rows(way):
+    def biased(width):
+        def init(key, x):
+            return {"up": jnp.ones((12, width)), "bias": jnp.zeros(width), "place": jnp.ones((8, width))}
+
+        def apply(params, x):
+            x = x @ params["up"]
+            return (x + way(params["bias"], x.shape) + params["place"]).sum(keepdims=True) * jnp.ones((8, 5))
+
+        return init, apply
+
+    assert JaxCell(biased, BATCH, adam, None, WIDTHS).roles == {"up": "input", "bias": "vector", "place": "input"}
+
+
 def test_batch_statistics_are_kept_aside():
     class Normed(nn.Module):
         width: int

@@ -26,7 +26,7 @@ def gradients():
 
     @jax.jit
     def step(parameters, state, batch):
-        (_, said), gradient = graded(parameters, (), batch)
+        (_, said), gradient = graded(parameters, {}, batch)
         updates, state = cell.optimizer(16).update(gradient, state, parameters)
         return optax.apply_updates(parameters, updates), state, said
 
