@@ -46,6 +46,17 @@ def advice_untried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordcheck.check.trials_of", lambda *_: [])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What JAX compiles, most of the time that its tests take, is kept for others that need the same."""
+    if "jax" in sys.modules:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def gate():
     return default_gate()

@@ -12,19 +12,16 @@ import jax
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from coordcheck.jax.cell import JaxCell
 from coordcheck.jax.roles import by_role
 from coordcheck.jax.steps import Step, try_steps
 from coordcheck.jax.told import names_of
+from coordcheck.observe.exponents import contrast, error_of_size, log2_or_nan, weighted_exponents
 from coordcheck.records.schema import ROOT
 
 Array = NDArray[np.float64]
 KEYS = 4  # that initialize each width
-Z95 = 1.96
-FEW = 30  # entries, above which their own spread is known well enough
-EXACT = 1e-6
 
 
 def measure(cell: JaxCell, widths: Sequence[int], with_optimizer: bool = True) -> pd.DataFrame:
@@ -92,28 +89,12 @@ def _sizes(cell: JaxCell, width: int) -> dict[str, tuple[float, float]]:
     for name, leaf, (second, fourth) in zip(names_of(parameters), jax.tree.leaves(parameters), moments, strict=True):
         entries = leaf.size * KEYS
         relative = math.sqrt(max(0.0, fourth / second**2 - 1)) if second > 0 else 0.0
-        result[name] = math.sqrt(second), _error(relative, entries)
+        result[name] = math.sqrt(second), error_of_size(relative, entries)
     return result
 
 
-def _error(relative: float, entries: int) -> float:
-    """Of log2(rms) of entries whose squares have this spread, as :mod:`coordcheck.observe.parameters` has it."""
-    if relative < EXACT:  # equal ones were not drawn
-        return 0.0
-    seen = relative / (2 * math.log(2) * math.sqrt(entries))
-    if entries > FEW:
-        return seen
-    ends = np.log2(stats.chi2.ppf([0.025, 0.975], entries) / entries) / 2
-    return max(seen, float(np.abs(ends).max()) / Z95)
-
-
 def _std_exponent(widths: Sequence[int], rms: Array, errors: Array) -> dict[str, float]:
-    x = np.log2(np.array(widths, dtype=float))
-    weights = 1 / np.clip(errors, EXACT, 1 / EXACT) ** 2
-    centred = x - (weights * x).sum() / weights.sum()
-    moment = (weights * centred**2).sum()
-    exponent = float((weights * centred * _log2(rms)).sum() / moment)
-    half = Z95 / math.sqrt(moment)
+    exponent, half = (float(of) for of in weighted_exponents(widths, log2_or_nan(rms), errors))
     return {"std_exponent": exponent, "std_low": exponent - half, "std_high": exponent + half}
 
 
@@ -160,11 +141,4 @@ def _multiplier(widths: Sequence[int], use: Sequence[Any]) -> float:
 
 
 def _exponent(widths: Sequence[int], values: Sequence[float]) -> float:
-    x = np.log2(np.array(widths, dtype=float))
-    centred = x - x.mean()
-    return float((centred * _log2(np.array(values, dtype=float))).sum() / (centred**2).sum()) + 0.0
-
-
-def _log2(values: Array) -> Array:
-    """NaN where there is no logarithm."""
-    return np.log2(values, out=np.full_like(values, np.nan), where=values > 0)
+    return float(log2_or_nan(np.array(values, dtype=float)) @ contrast(widths)) + 0.0

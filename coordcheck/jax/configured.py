@@ -1,7 +1,6 @@
 """The check and the audit of a JAX model that a configuration names."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,9 +11,8 @@ from coordcheck.jax.cell import JaxCell, configured_optimizer
 from coordcheck.jax.check import audit_cell, check_cell, listed_seeds, twin_of
 from coordcheck.jax.run import Plan
 from coordcheck.models.corpus import Corpus, load_corpus
-from coordcheck.records.names import shown
 from coordcheck.result import Audit, CoordCheck
-from coordcheck.run.source import import_dotted
+from coordcheck.run.source import import_build, import_dotted
 
 
 def check(config: CheckConfig) -> CoordCheck:
@@ -56,15 +54,7 @@ def _cell(config: CheckConfig) -> tuple[JaxCell, Corpus | None]:
             f"`device` is auto for model=flax, since JAX chooses it; got {config.device}. "
             f"For example JAX_PLATFORMS=cpu coordcheck model=flax."
         )
-    build = import_dotted("build", model.build)
-    try:
-        inspect.signature(build).bind(min(config.widths), **model.args)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`model.build` is the name of a function of the width, and `model.args` are its keyword arguments; got "
-            f"{model.build} ({shown(build)}) and {model.args} ({error}). For example model.args.depth=4 for "
-            f"def build(width, depth=2)."
-        ) from error
+    build = import_build(model.build, model.args, min(config.widths))
     corpus = None if model.batch is not None else load_corpus(config.data)
     own = config.optimizer
     values = dataclasses.asdict(config)

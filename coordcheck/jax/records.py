@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -13,7 +15,7 @@ from coordcheck.config.rules import WIDEST
 from coordcheck.jax.follow import Place
 from coordcheck.jax.marks import LOGITS, OUTPUT
 from coordcheck.jax.sums import thinned
-from coordcheck.jax.told import ACTIVATION, DELTA, GRADIENT, PARAMETER, UPDATE, Told
+from coordcheck.jax.told import ACTIVATION, DELTA, GRADIENT, PARAMETER, UPDATE, VALUE, Told
 from coordcheck.records.schema import CLASSES, LOSS, PARAMETERS_OF, RECORD_COLUMNS, ROOT
 
 OWN = ("kernel", "embedding", "weight", "w")  # which of a module's parameters stands for it, the first that it has
@@ -41,27 +43,28 @@ def records(told: Sequence[Told], *, width: int, seed: int = 0, roles: Mapping[s
             "`told` is what value_and_grad returned beside the value, of each step. For example "
             "(value, told), gradients = coordcheck.jax.value_and_grad(loss)(params, batch)."
         )
-    numbers = jax.device_get([(one.sums, one.loss) for one in told])  # the one transfer
+    numbers = jax.device_get(jnp.concatenate([one.numbers for one in told]))  # the one transfer
     roles = roles or {}
     own = _owned(roles)
     rows: dict[tuple[int, str, str], _Row] = {}
-    order: dict[str, int] = {}
     named: dict[str, Place] = {}
-    for step, (one, (sums, loss)) in enumerate(zip(told, numbers, strict=True)):
+    for step, one in enumerate(told):
+        ours, numbers = numbers[: len(one.numbers)], numbers[len(one.numbers) :]
+        of = {(r.kind, r.key): ours[r.start : r.start + math.prod(r.shape)].reshape(*r.shape, 5) for r in one.rows}
         for place in one.places:
-            for kind in one.kinds:
-                if kind in (ACTIVATION, DELTA, UPDATE, GRADIENT) and place.path in sums.get(kind, {}):
-                    _add(rows, named, step, place, kind, sums[kind][place.path], roles, own)
-            order |= {name: len(order) + i for i, name in enumerate(n for n in named if n not in order)}
-        for name, of_parameter in sums.get(PARAMETER, {}).items():
-            row = rows.setdefault((step, name, GRADIENT), _Row(roles.get(name)))
-            row.add(of_parameter, dict(one.sizes)[name])
-            order.setdefault(name, len(order))
-        if ACTIVATION in one.kinds:
-            value = np.float64(abs(loss))
+            for kind in (ACTIVATION, DELTA, UPDATE, GRADIENT):
+                if (kind, place.path) in of:
+                    _add(rows, named, step, place, kind, of[kind, place.path], roles, own)
+        for name, size in one.sizes:
+            if (PARAMETER, name) in of:
+                rows.setdefault((step, name, GRADIENT), _Row(roles.get(name))).add(of[PARAMETER, name], size)
+        if (VALUE, VALUE) in of:
+            value = np.float64(abs(of[VALUE, VALUE][0]))
             row = rows.setdefault((step, "(loss)", ACTIVATION), _Row(LOSS))
             row.add(np.array([value, value**2, value, not np.isfinite(value), 1.0]), 1)
-            order.setdefault("(loss)", len(order))
+    order: dict[str, int] = {}
+    for _, module, _ in rows:
+        order.setdefault(module, len(order))
     found = [
         (width, seed, step, module, order[module], row.role, kind, *row.statistics())
         for (step, module, kind), row in rows.items()
@@ -127,6 +130,7 @@ def _add(
         named.setdefault(name, place)
 
 
+@cache
 def _thin(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(jax.eval_shape(thinned, jax.ShapeDtypeStruct(shape, np.float32)).shape)
 

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -116,8 +116,7 @@ class Runs:
             parameters, state, said = step(parameters, rest, state, start, batch, self.cell.factors(width)[0])
             if not told:
                 start = start[0], said.copies
-                said = replace(said, sums={kind: of for kind, of in said.sums.items() if kind not in SINCE})
-            told.append(replace(said, copies={}))
+            told.append(said.without(() if told else SINCE))
         found = records(told, width=width, seed=seed, roles=self.cell.roles)
         _refuse_nothing(found, self.plan, told[0])
         return found

@@ -56,7 +56,7 @@ def try_steps(transformation: optax.GradientTransformation, parameters: Any) -> 
 
     try:
         light, heavy = moved(1.0), moved(HEAVY)
-    except Exception:  # of somebody else's transformation, which may want more than gradients and parameters
+    except Exception:  # whatever a transformation raises that wants more than these, the value of the loss for example
         return {name: Step("", math.nan, math.nan) for name in names_of(parameters)}
     rows = zip(names_of(parameters), gradients, light, heavy, strict=True)
     return {name: _step(gradient, one, other) for name, gradient, one, other in rows}

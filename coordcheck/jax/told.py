@@ -1,14 +1,14 @@
 """Value, gradients and what was recorded of a loss: the same arithmetic as without, in one compiled step of anybody.
 
-Statistics leave as results beside the gradients, so they pass ``jit`` and come to the host together. An effective
+Statistics leave as one result beside the gradients, so they pass ``jit`` and come to the host together. An effective
 update is the derivative of a module's output by its parameters along (W_t - W_0), exact for whatever is affine in them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,32 +22,48 @@ from coordcheck.jax.sums import felt, sums, thinned
 
 ACTIVATION, DELTA, UPDATE, GRADIENT = "activation", "delta", "effective_update", "gradient"
 RECORDED = (ACTIVATION, DELTA, UPDATE, GRADIENT)
-PARAMETER = "parameter"  # gradients of these, by name
+COPY = "copy"
+PARAMETER, VALUE = "parameter", "loss"  # gradients of these by name, and the loss
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["sums", "copies", "loss"], meta_fields=["places", "kinds", "sizes"]
-)
+class Rows(NamedTuple):
+    """Where in the numbers of a step those of a mark, or of a parameter, stand.
+
+    Attributes:
+        kind: What was recorded, or "parameter" for the gradient of one, "loss" for the loss.
+        key: The path of the mark, or the name of the parameter.
+        start: The first row.
+        shape: Iterations of the scans around the mark.
+    """
+
+    kind: str
+    key: Any
+    start: int
+    shape: tuple[int, ...]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["numbers", "copies"], meta_fields=["rows", "places", "sizes"])
 @dataclass(frozen=True)
 class Told:
     """What one step told; arrays on their devices.
 
     Attributes:
-        sums: By kind, and "parameter" for the gradients of parameters: by place (of the marks) or name the five
-            numbers of :func:`coordcheck.jax.sums.sums`, shape (..., 5), stacked over the iterations of scans.
+        numbers: All statistics in one array, (rows, 5): what :func:`coordcheck.jax.sums.sums` returns, and the loss.
         copies: By place, some positions of what the outputs were, for the deltas of later steps.
-        loss: Its value.
+        rows: What the rows of `numbers` are, in forward order.
         places: The marks, in forward order.
-        kinds: That were asked for.
         sizes: Name and entries of each parameter.
     """
 
-    sums: dict[str, dict[Any, Any]]
+    numbers: Any
     copies: dict[Any, Any]
-    loss: Any
+    rows: tuple[Rows, ...]
     places: tuple[Place, ...]
-    kinds: tuple[str, ...]
     sizes: tuple[tuple[str, int], ...]
+
+    def without(self, kinds: Sequence[str]) -> "Told":
+        """The same without the copies, and without some kinds."""
+        return replace(self, copies={}, rows=tuple(row for row in self.rows if row.kind not in kinds))
 
 
 def value_and_grad(
@@ -99,8 +115,7 @@ def value_and_grad(
             return [_scalar(value), *results]
 
         closed = jax.make_jaxpr(flat_loss)(*flat, *rest)
-        marks = places(closed, len(flat))
-        here = [p for p in marks if p.what != INPUT and selected(p, patterns)]
+        here = [p for p in places(closed, len(flat)) if p.what != INPUT and selected(p, patterns)]
         first = {} if start is None else start[1]
 
         def valued(flat: list[Any], slots: dict[Any, Any]) -> tuple[Any, Any]:
@@ -108,20 +123,22 @@ def value_and_grad(
             results, told = follow(closed, [*flat, *rest], partial(_visit, wanted), nested(given))
             return results[0], (told, results[1:])
 
-        slots = {p.path: _slot(closed, p, marks) for p in here if GRADIENT in wanted and p.what == OUTPUT}
+        slots = {p.path: _slot(closed, p) for p in here if GRADIENT in wanted and p.what == OUTPUT}
         (value, (told, aux)), (gradients, of_outputs) = jax.value_and_grad(valued, argnums=(0, 1), has_aux=True)(
             flat, slots
         )
-        by_kind = {kind: _picked(told, here, kind) for kind in (ACTIVATION, DELTA)}
-        by_kind[GRADIENT] = of_outputs
         names = names_of(parameters)
-        sizes = tuple((name, leaf.size) for name, leaf in zip(names, flat, strict=True))
+        by_kind = {kind: _picked(told, here, kind) for kind in (ACTIVATION, DELTA)}
         if start is not None and UPDATE in wanted:
             by_kind[UPDATE] = _effective_updates(closed, flat, rest, jax.tree.leaves(start[0]), here)
+        by_kind[GRADIENT] = of_outputs
         if GRADIENT in wanted:
             by_kind[PARAMETER] = dict(zip(names, map(sums, gradients), strict=True))
-        copies = _picked(told, here, "copy")
-        result = Told(by_kind, copies, jnp.asarray(value, jnp.float32), tuple(here), wanted, sizes)
+        if ACTIVATION in wanted:
+            by_kind[VALUE] = {VALUE: jnp.full(5, value, jnp.float32)}
+        sizes = tuple((name, leaf.size) for name, leaf in zip(names, flat, strict=True))
+        numbers, rows = _packed(by_kind)
+        result = Told(numbers, _picked(told, here, COPY), rows, tuple(here), sizes)
         said = (value, result, shape[-1].unflatten(aux)) if has_aux else (value, result)
         return said, tree.unflatten(gradients)
 
@@ -181,7 +198,7 @@ def _visit(kinds: Sequence[str], mark: Mapping[str, Any], x: Any, given: Any) ->
         return x, said
     if DELTA in kinds:
         some = jax.lax.stop_gradient(thinned(x))
-        said["copy"] = some
+        said[COPY] = some
         if given["first"] is not None:
             said[DELTA] = sums(some.astype(jnp.float32) - given["first"].astype(jnp.float32))
     if given["slot"] is not None:
@@ -189,7 +206,18 @@ def _visit(kinds: Sequence[str], mark: Mapping[str, Any], x: Any, given: Any) ->
     return x, said
 
 
-def _slot(closed: Any, place: Place, marks: Sequence[Place]) -> Any:
+def _packed(by_kind: Mapping[str, Mapping[Any, Any]]) -> tuple[Any, tuple[Rows, ...]]:
+    """All sums, each of shape (..., 5), in one array, and where they stand in it."""
+    parts, rows, start = [jnp.zeros((0, 5), jnp.float32)], [], 0
+    for kind, by_key in by_kind.items():
+        for key, found in by_key.items():
+            rows.append(Rows(kind, key, start, tuple(found.shape[:-1])))
+            parts.append(found.reshape(-1, 5))
+            start += len(parts[-1])
+    return jnp.concatenate(parts), tuple(rows)
+
+
+def _slot(closed: Any, place: Place) -> Any:
     return jnp.zeros((*iterations(closed, place), 5), jnp.float32)
 
 

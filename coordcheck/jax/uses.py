@@ -6,7 +6,7 @@ several widths have equal jaxprs but for their sizes, so that growth and exponen
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,6 +24,10 @@ VIEWS = (
     *("stop_gradient", "name", "split", "reshard"),
 )
 SUMS = ("add", "sub", "add_any")
+ARITHMETIC = (  # of numbers, which a width may have been made into a factor by
+    *("add", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "pow", "integer_pow", "square", "sqrt"),
+    *("rsqrt", "cbrt", "exp", "exp2", "log", "log1p", "expm1", "floor", "ceil", "round"),
+)
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
 CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 CALLS |= {"core_call": "call_jaxpr"}
@@ -63,6 +67,7 @@ class Value:
     Attributes:
         parameter: Of which it is a view, but for a factor; empty for none.
         factor: What it was multiplied by since it was made of something else.
+        shape: Of the parameter before it was broadcast; None where it was not.
         constant: Its value, where that is one known number.
         products: Uses whose product it is, or a sum with it, and by what each was multiplied since.
         reach: Uses that reach it without meeting another matrix.
@@ -70,6 +75,7 @@ class Value:
 
     parameter: str = ""
     factor: float = 1.0
+    shape: tuple[int, ...] | None = None
     constant: float | None = None
     products: Mapping[int, float] = field(default_factory=dict)
     reach: frozenset[int] = frozenset()
@@ -156,6 +162,13 @@ class _Reader:
         number = len(self.uses) - 1
         return Value(products={number: 1.0}, reach=frozenset([number]))
 
+    def _broadcast_in_dim(self, eqn: Any, operands: list[Value]) -> Value | None:
+        """A bias that is repeated for every row is the same bias."""
+        value = operands[0]
+        if not value.parameter or value.shape is not None:
+            return None
+        return replace(value, shape=tuple(eqn.invars[0].aval.shape))
+
     def _mul(self, eqn: Any, operands: list[Value]) -> Value | None:
         for scale, other in (operands, operands[::-1]):
             if scale.constant is not None:
@@ -193,7 +206,7 @@ class _Reader:
     def _entrywise(self, eqn: Any, operands: list[Value]) -> None:
         for o, variable in zip(operands, eqn.invars, strict=True):
             if o.parameter:
-                shape = variable.aval.shape
+                shape = variable.aval.shape if o.shape is None else o.shape
                 vector = sum(size > 1 for size in shape) < 2  # learned positions are a matrix
                 out = int(shape[-1]) if shape else 1
                 self.uses.append(Use(o.parameter, eqn.primitive.name, 1, out, o.factor, entrywise=vector))
@@ -248,7 +261,7 @@ def _straight(value: Value) -> bool:
 
 def _scaled(value: Value, factor: float) -> Value:
     products = {use: after * abs(factor) for use, after in value.products.items()}
-    return Value(value.parameter, value.factor * abs(factor), None, products, value.reach)
+    return replace(value, factor=value.factor * abs(factor), products=products)
 
 
 def _constant(value: Any) -> Value:
@@ -266,12 +279,7 @@ def _folded(eqn: Any, operands: Sequence[Value]) -> list[Value]:
     """The number that numbers make; an array of one number throughout is that number."""
     if eqn.primitive.name in VIEWS:
         return [operands[0]] * len(eqn.outvars)
-    if any(v.aval.shape for v in (*eqn.invars, *eqn.outvars)):
+    if eqn.primitive.name not in ARITHMETIC or any(v.aval.shape for v in (*eqn.invars, *eqn.outvars)):
         return [Value()] * len(eqn.outvars)
     numbers = [np.asarray(o.constant, dtype=v.aval.dtype) for o, v in zip(operands, eqn.invars, strict=True)]
-    try:
-        found = eqn.primitive.bind(*numbers, **eqn.params)
-    except Exception:  # of a primitive that takes more than numbers
-        return [Value()] * len(eqn.outvars)
-    results = found if eqn.primitive.multiple_results else [found]
-    return [_constant(result) for result in results]
+    return [_constant(eqn.primitive.bind(*numbers, **eqn.params))]

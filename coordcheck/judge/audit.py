@@ -217,8 +217,9 @@ def _uneven_findings(judged: pd.DataFrame) -> Iterator[AuditFinding]:
     roles = dict(zip(judged["parameter"], judged["role"], strict=True))
     for row in _rows(judged[(judged["role"] == "projection") & judged["trained"]]):
         for block, rest in _blocks(row["parameter"]):
-            inside = [name.removeprefix(f"{block}.") for name in roles if name.startswith(f"{block}.")]
-            reads = [name for name in inside if roles[f"{block}.{name}"] == "input" and _grown(block, name, roles)]
+            mine = [name for name in roles if name.startswith((f"{block}.", f"{block}_"))]
+            inside = {name[len(block) + 1 :]: roles[name] for name in mine}
+            reads = [name for name, role in inside.items() if role == "input" and _grown(block, name, roles)]
             peers = _grown(block, rest, roles)
             if peers and reads:
                 yield accuse(
@@ -232,8 +233,11 @@ def _uneven_findings(judged: pd.DataFrame) -> Iterator[AuditFinding]:
 
 
 def _blocks(name: str) -> Iterator[tuple[str, str]]:
-    """The numbered blocks that hold a parameter's module, each with the rest of its name."""
-    for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+    """The numbered blocks that hold a parameter's module, each with the rest of its name.
+
+    "blocks.1" as torch has them, "blocks_1" as flax has them, in whose flat names "block_1_up.kernel" is one more.
+    """
+    for number in re.finditer(r"(?<=[._])\d+(?=[._])", name):
         rest = name[number.end() + 1 :]
         if "." in rest:
             yield name[: number.end()], rest
@@ -241,7 +245,7 @@ def _blocks(name: str) -> Iterator[tuple[str, str]]:
 
 def _grown(block: str, rest: str, roles: Mapping[str, str]) -> list[str]:
     """The counterparts of a parameter in other blocks that grow in both dimensions."""
-    siblings = re.compile(re.escape(block.rpartition(".")[0]) + r"\.\d+\." + re.escape(rest))
+    siblings = re.compile(re.escape(block.rstrip("0123456789")) + r"\d+[._]" + re.escape(rest))
     return [name for name, role in roles.items() if role == "hidden" and siblings.fullmatch(name)]
 
 

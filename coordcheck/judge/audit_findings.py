@@ -245,7 +245,8 @@ def _what(row: Row) -> str:
     """What a parameter is, in words."""
     known = row["used_in"] and row["role"] not in ("vector", "fixed") and abs(row["multiplier_exponent"]) > 1e-6
     read = f" whose product is multiplied by width^{row['multiplier_exponent']:+.2f}" if known else ""
-    optimizer = f" under an optimizer like {row['update'].capitalize()}" if row["update"] in RULES else ""
+    update = "SGD" if row["update"] == "sgd" else row["update"].capitalize()
+    optimizer = f" under an optimizer like {update}" if row["update"] in RULES else ""
     return f"{row['role']} weight{' that is tied' if _is_tied(row) else ''}{read}{optimizer}"
 
 

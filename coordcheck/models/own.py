@@ -5,7 +5,6 @@ What a user's functions do is not readable, so stored runs are kept by what they
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -20,11 +19,10 @@ from coordcheck.models.given import Builder, Built, check_functions, usable_opti
 from coordcheck.models.optimizers import make_optimizer
 from coordcheck.models.text import Corpus, load_corpus
 from coordcheck.observe.roles import infshapes, roles, shapes
-from coordcheck.records.names import shown
 from coordcheck.run.cell import META, Cell
 from coordcheck.run.device import to_device
 from coordcheck.run.loss import default_loss
-from coordcheck.run.source import import_dotted, source_hash
+from coordcheck.run.source import import_build, import_dotted, source_hash
 from coordcheck.run.theirs import theirs
 
 CPU = torch.device("cpu")
@@ -108,19 +106,7 @@ class OwnCell(Cell):
         """
         model = config.model
         assert isinstance(model, OwnConfig)
-        build = import_dotted("build", model.build)
-        if not callable(build):
-            raise ValueError(
-                f"`model.build` is the name of a function from width to a model; {model.build} is {shown(build)}. "
-                f"For example model.build=my_package.my_module.build."
-            )
-        try:
-            inspect.signature(build).bind(min(config.widths), **model.args)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"`model.args` are keyword arguments of {model.build}, after the width; got {model.args} ({error}). "
-                f"For example model.args.depth=4 for def build(width, depth=2)."
-            ) from error
+        build = import_build(model.build, model.args, min(config.widths))
         corpus = None if model.batch is not None else load_corpus(config.data)
         values = dataclasses.asdict(config)
         arguments = (f"{name}={value}" for name, value in model.args.items())

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.special import chdtri
 from torch import Tensor, nn
 
+from coordcheck.observe.exponents import contrast, error_of_size, log2_or_nan, weighted_exponents
 from coordcheck.observe.optimizer import Step, check_optimizer, try_steps
 from coordcheck.observe.roles import fans, infshapes, owner, roles, shapes
 from coordcheck.observe.uses import UNSEEN, UNUSED, read_uses, roles_from_uses, use_role
@@ -29,10 +29,7 @@ from coordcheck.records.schema import ARROW, ROOT
 Array = NDArray[np.float64]
 Build = Callable[[int], nn.Module]
 Run = Callable[[nn.Module], Any]
-Z95 = 1.96
 SAMPLE = 100_000  # entries of a gradient that are looked at
-FEW = 30  # entries, above which their own spread is known well enough
-EXACT = 1e-6
 RATES = ("groups", "lr", "decay", "eps")
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -106,7 +103,7 @@ def _add_gradients(
             trained.zero_grad()
         sizes.append([largest[name] for name in table.index])
     table["gradient"] = sizes[-1]
-    table["gradient_exponent"] = _log2(np.array(sizes).T) @ _contrast(widths)
+    table["gradient_exponent"] = log2_or_nan(np.array(sizes).T) @ contrast(widths)
 
 
 def _lower_quartile(gradient: Tensor) -> float:
@@ -218,26 +215,14 @@ def _size(parameter: Tensor, size: float, owners: Sequence[nn.Module]) -> dict[s
 
 
 def _error(parameter: Tensor, size: float) -> float:
-    """Of log2(size): the mean of n squares has the error std / sqrt(n), and the root halves it.
-
-    Few entries do not show their spread: they have at least the error of normal ones, whose sum of squares has a
-    chi-squared distribution. One entry alone may be anything; equal ones were not drawn.
-    """
+    """Of log2(size). One entry alone may be anything."""
     entries = parameter.numel()
     if not size > 0:
         return 0.0
-    real = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
-    squares = (real.float() / size).square()
     if entries == 1:
         return math.inf
-    relative = float(squares.std(correction=1))
-    if relative < EXACT:
-        return 0.0
-    seen = relative / (2 * math.log(2) * math.sqrt(entries))
-    if entries > FEW:
-        return seen
-    ends = np.log2(chdtri(entries, [0.975, 0.025]) / entries) / 2
-    return max(seen, float(np.abs(ends).max()) / Z95)
+    real = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
+    return error_of_size(float((real.float() / size).square().std(correction=1)), entries)
 
 
 def _writes(history: History, parameter: Tensor, size: float, owners: set[nn.Module]) -> dict[str, object]:
@@ -291,35 +276,23 @@ def _steps(models: Sequence[nn.Module], widths: Sequence[int], optimizer: MakeOp
         steps = [of.get(model.get_parameter(name), nothing) for model, of in zip(models, taken, strict=False)]
         exponent = 0.0 if steps[0].rule in ("adam", "sgd") else np.nan
         if len(steps) == len(models) and steps[0].rule not in ("adam", "sgd"):
-            sizes = _log2(np.array([[step.size for step in steps]]))
-            exponent = float((sizes @ _contrast(widths))[0])
+            sizes = log2_or_nan(np.array([[step.size for step in steps]]))
+            exponent = float((sizes @ contrast(widths))[0])
         rows[name] = {"update": steps[0].rule, "step_exponent": exponent}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _contrast(widths: Sequence[int]) -> Array:
-    """Weights of the logarithms of numbers at these widths that make their exponent, by least squares."""
-    x = np.log2(np.array(widths, dtype=float))
-    weights: Array = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    return weights
 
 
 def _exponents(widths: Sequence[int], at_width: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Exponents of width of what each width shows, a row for each parameter."""
     names = at_width[0].index
-    x = np.log2(np.array(widths, dtype=float))
 
     def column(name: str) -> Array:
         return np.array([facts.loc[names, name].to_numpy(dtype=float) for facts in at_width]).T
 
-    weights = 1 / np.clip(column("error"), EXACT, 1 / EXACT) ** 2
-    centred = x - (weights * x).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
-    moment = (weights * centred**2).sum(axis=1)
-    std = (weights * centred * _log2(column("init_std"))).sum(axis=1) / moment
-    half = Z95 / np.sqrt(moment)
+    std, half = weighted_exponents(widths, log2_or_nan(column("init_std")), column("error"))
     unknown = ~np.isfinite(column("error")).all(axis=1)
-    plain = _contrast(widths)
-    lr, decay = _log2(column("lr")), _log2(column("decay"))
+    plain = contrast(widths)
+    lr, decay = log2_or_nan(column("lr")), log2_or_nan(column("decay"))
     return pd.DataFrame(
         {
             "std_exponent": std,
@@ -328,12 +301,7 @@ def _exponents(widths: Sequence[int], at_width: Sequence[pd.DataFrame]) -> pd.Da
             "lr_exponent": lr @ plain,
             "decay_exponent": decay @ plain,
             "effective_decay_exponent": (lr + decay) @ plain,
-            "eps_exponent": _log2(column("eps")) @ plain,
+            "eps_exponent": log2_or_nan(column("eps")) @ plain,
         },
         index=names,
     )
-
-
-def _log2(values: Array) -> Array:
-    """NaN where there is no logarithm: a zero scales like nothing."""
-    return np.log2(values, out=np.full_like(values, np.nan), where=values > 0)

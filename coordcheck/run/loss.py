@@ -1,10 +1,11 @@
 """The loss of a batch as Hugging Face and plain torch models give it."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+
+from coordcheck.run.batches import batch_loss, misfit
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -21,51 +22,19 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     Raises:
         ValueError: if the batch is neither, a dict batch gives no loss, or targets do not fit the output.
     """
-    loss: Tensor | None
-    if isinstance(batch, Mapping):
-        loss = _part(model(**batch), "loss")
-        if loss is None:
-            raise ValueError(
-                "the model's output has no loss for a dict batch; give the batch labels, or `loss`. For example "
-                "batch={'input_ids': ids, 'labels': ids} or loss=lambda model, batch: model(**batch).logits.mean()."
-            )
-        return loss
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        raise ValueError(
-            f"`batch` is (inputs, targets), a dict for model(**batch), or a function of the seed that returns "
-            f"either; got {type(batch).__name__}. For example batch=(tokens[:, :-1], tokens[:, 1:])."
-        )
-    inputs, targets = batch
-    output = model(inputs)
-    loss = _part(output, "loss")
-    return _cross_entropy(_logits(output), targets) if loss is None else loss
-
-
-def _part(output: Any, name: str) -> Any:
-    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-
-
-def _logits(output: Any) -> Any:
-    logits = _part(output, "logits")
-    if logits is None and isinstance(output, list | tuple):
-        logits = next((part for part in output if isinstance(part, Tensor)), None)
-    return output if logits is None else logits
+    advice = (
+        "give the batch labels, or `loss`. For example batch={'input_ids': ids, 'labels': ids} or "
+        "loss=lambda model, batch: model(**batch).logits.mean()."
+    )
+    return cast(Tensor, batch_loss(model, batch, _cross_entropy, lambda part: isinstance(part, Tensor), advice))
 
 
 def _cross_entropy(logits: Any, targets: Any) -> Tensor:
     shape = tuple(getattr(logits, "shape", ()))
     integers = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
     if len(shape) < 2 or not integers or targets.numel() != math.prod(shape[:-1]):
-        got = (
-            f"{targets.dtype} of shape {tuple(targets.shape)}"
-            if isinstance(targets, Tensor)
-            else type(targets).__name__
-        )
-        raise ValueError(
-            f"the default loss is cross entropy of an output (..., classes) with integer targets (...); got an output "
-            f"of {shape or type(logits).__name__} and targets {got}. For another loss, for example "
-            f"loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
-        )
+        example = "loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])"
+        raise misfit(logits, targets, example)
     if not targets.numel():
         raise ValueError(
             "`batch` has no entries: its targets are empty. For example batch=(tokens[:, :-1], tokens[:, 1:])."

@@ -1,14 +1,17 @@
 """A user's own source: what a dotted name stands for, and a hash of the files that were loaded."""
 
 import hashlib
+import inspect
 import os
 import site
 import sys
 import sysconfig
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from coordcheck.records.names import shown
 from coordcheck.run.theirs import describe
 
 INSTALLED = {"site-packages", "dist-packages"}  # a user's own one, or another environment's, is none of Python's paths
@@ -35,6 +38,34 @@ def import_dotted(option: str, name: str) -> Any:
             f"`model.{option}` is a dotted name that Python can import, with {here} on its path; got {name!r} "
             f"({describe(error)}). For example model.{option}=my_package.my_module.{option}."
         ) from error
+
+
+def import_build(name: str, arguments: Mapping[str, Any], width: int) -> Callable[..., Any]:
+    """The function of the width that ``model.build`` names, if it can be called so.
+
+    Args:
+        name: Module and attribute.
+        arguments: Its keyword arguments, ``model.args``.
+        width: One that it may be given.
+
+    Raises:
+        ValueError: if it is none, or takes other arguments.
+    """
+    build = import_dotted("build", name)
+    if not callable(build):
+        raise ValueError(
+            f"`model.build` is the name of a function from width to a model; {name} is {shown(build)}. "
+            f"For example model.build=my_package.my_module.build."
+        )
+    try:
+        inspect.signature(build).bind(width, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model.args` are keyword arguments of {name}, after the width; got {dict(arguments)} ({error}). "
+            f"For example model.args.depth=4 for def build(width, depth=2)."
+        ) from error
+    found: Callable[..., Any] = build
+    return found
 
 
 def source_hash() -> str:

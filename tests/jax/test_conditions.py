@@ -3,7 +3,7 @@
 import os
 from functools import partial
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import pytest
 
@@ -81,20 +81,23 @@ def oracle(w, x):
 
 
 def trained(loss, w, x, steps=3, **jit):
-    """The records of a few steps of SGD, by a compiled step of one's own."""
+    """The records of a few steps of SGD, by a compiled step of one's own; what step 0 compares with says nothing."""
     graded = cj.value_and_grad(loss, kinds=KINDS)
 
     @partial(jax.jit, **jit)
     def step(w, first, copies, x):
-        (_, told), gradient = graded(w, x, start=None if copies is None else (first, copies))
+        (_, told), gradient = graded(w, x, start=(first, copies))
         return w - LR * gradient, told
 
     w = jnp.asarray(w)
     first = w.copy()
+    shapes = jax.eval_shape(lambda: graded(w, x)[0][1].copies)
+    copies = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     told = []
     for _ in range(steps):
-        w, said = step(w, first, told[0].copies if told else None, x)
+        w, said = step(w, first, copies, x)
         told.append(said)
+        copies = told[0].copies
     return cj.records(told, width=WIDTH), np.asarray(w)
 
 
@@ -138,16 +141,34 @@ def test_a_step_may_give_its_weights_away(weights, x):
     agree(records, weights, x)
 
 
-@pytest.mark.parametrize("axis", ["rows", "features"])
-def test_sums_of_sharded_arrays_are_those_of_all(axis, weights, x):
-    if jax.device_count() < 4:
-        pytest.skip("JAX was started with fewer than four devices")
-    mesh = Mesh(np.array(jax.devices()[:4]), ("four",))
-    parts = PartitionSpec("four") if axis == "rows" else PartitionSpec(None, None, "four")
+@pytest.mark.parametrize(("axis", "devices"), [("rows", 4), ("features", 4), ("features", 8)])
+def test_sums_of_sharded_arrays_are_those_of_all(axis, devices, weights, x):
+    if jax.device_count() < devices:
+        pytest.skip("JAX was started with fewer devices")
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("parts",))
+    parts = PartitionSpec("parts") if axis == "rows" else PartitionSpec(None, None, "parts")
     where = NamedSharding(mesh, parts if axis == "rows" else PartitionSpec())
     split = jax.device_put(weights, NamedSharding(mesh, PartitionSpec() if axis == "rows" else parts))
     records, _ = trained(by_scan, split, jax.device_put(x, where))
     agree(records, weights, x)
+
+
+def test_all_that_a_run_told_comes_in_one_transfer(weights, x, monkeypatch):
+    taken = []
+
+    def counted(arrays, get=jax.device_get):
+        taken.extend(jax.tree.leaves(arrays))
+        return get(arrays)
+
+    monkeypatch.setattr(jax, "device_get", counted)
+    records, _ = trained(by_scan, weights, x)
+    (numbers,) = taken
+    rows = records.query("module != '(loss)'")
+    assert numbers.shape == (
+        3 + 3 * LAYERS * 3 + 3,
+        5,
+    )  # of losses; activations, deltas, gradients; the weight's gradient
+    assert len(rows) == 3 * LAYERS * 3 + 3
 
 
 def test_statistics_of_bfloat16_are_of_its_values_in_float32(weights, x):

@@ -45,6 +45,13 @@ OPTIMIZERS = {
 }
 
 
+def loss(params, inputs, targets):
+    return default_loss(lambda x: Flaxs().apply({"params": params}, x), (inputs, targets))
+
+
+GRADED = jax.jit(cj.value_and_grad(loss, kinds=KINDS[:4]))  # compiled once for both
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_torch_and_flax_give_the_same_records(optimizer):
     draw = np.random.default_rng(0)
@@ -73,17 +80,10 @@ def test_torch_and_flax_give_the_same_records(optimizer):
         roles={name.replace("kernel", "weight"): role for name, role in roles.items()},
     )
 
-    flaxs = Flaxs()
-    graded = jax.jit(
-        cj.value_and_grad(
-            lambda p: default_loss(lambda x: flaxs.apply({"params": p}, x), (inputs, jnp.asarray(targets))),
-            kinds=KINDS[:4],
-        )
-    )
     first, state, told = params, transformation.init(params), []
     for step in range(STEPS):
         start = (first, told[0].copies) if step else None
-        (_, said), gradient = graded(params, start=start)
+        (_, said), gradient = GRADED(params, jnp.asarray(inputs), jnp.asarray(targets), start=start)
         told.append(said)
         updates, state = transformation.update(gradient, state, params)
         params = optax.apply_updates(params, updates)

@@ -1,5 +1,7 @@
 """What `build` may return: linen, nnx and a pair are recorded alike, and what a mistake says."""
 
+from functools import cache
+
 import pytest
 
 pytest.importorskip("flax", reason="JAX is not installed: pip install 'coordcheck[jax]'")
@@ -62,9 +64,10 @@ def adam(width, roles):
     return optax.adam(1e-2)
 
 
-def recorded(build, width=16, kinds=KINDS, steps=3, **kwargs):
-    cell = JaxCell(build, BATCH, adam, None, WIDTHS, **kwargs)
-    return cell, Runs(cell, Plan(steps, kinds, None), [width], [0]).finish()
+@cache
+def recorded(build, kinds=KINDS, steps=3):
+    cell = JaxCell(build, BATCH, adam, None, WIDTHS)
+    return cell, Runs(cell, Plan(steps, kinds, None), [16], [0]).finish()
 
 
 @pytest.mark.parametrize("kind", BUILDS)
@@ -94,17 +97,17 @@ def test_dropout_draws_the_same_mask_at_every_step(kind):
 
 
 def test_an_effective_update_is_the_weights_change_times_the_input():
-    cell = JaxCell(Linen, BATCH, adam, None, WIDTHS)
-    start, rest, state = cell.begun(16, 0)
-    graded = cj.value_and_grad(cell.loss(16), kinds=KINDS)
-    (_, told), gradient = graded(start, rest, cell.batch(0))
-    now = optax.apply_updates(start, cell.optimizer(16).update(gradient, state, start)[0])
-    (_, later), _ = graded(now, rest, cell.batch(0), start=(start, told.copies))
-    records = cj.records([told, later], width=16, roles=cell.roles)
-    change = {name: np.asarray(now["up"][name] - start["up"][name]) for name in ("kernel", "bias")}
+    cell = recorded(Linen)[0]
+    start, rest, _ = cell.begun(16, 0)
+    change = {name: DRAW.normal(size=of.shape).astype("float32") for name, of in start["up"].items()}
+    now = {**start, "up": {name: of + change[name] for name, of in start["up"].items()}}
+    graded = jax.jit(cj.value_and_grad(cell.loss(16), kinds=("effective_update",)))
+    (_, told), _ = graded(now, rest, cell.batch(0), start=(start, {}))
+    records = cj.records([told], width=16, roles=cell.roles)
     expected = np.abs(BATCH[0] @ change["kernel"] + change["bias"]).mean()
-    found = records.query("module == 'up' and kind == 'effective_update'")
-    assert found["l1"].item() == pytest.approx(expected, rel=1e-4)
+    found = records.set_index("module")["l1"]
+    assert found["up"] == pytest.approx(expected, rel=1e-4)
+    assert found["head"] == 0
 
 
 class Attends(nn.Module):
@@ -126,7 +129,7 @@ class Attends(nn.Module):
 def test_attention_logits_are_seen_with_their_scale(fused):
     cell = JaxCell(lambda width: Attends(width, fused), BATCH, adam, None, WIDTHS)
     start, rest, _ = cell.begun(16, 0)
-    (_, told), _ = cj.value_and_grad(cell.loss(16), kinds=("activation",))(start, rest, cell.batch(0))
+    (_, told), _ = jax.jit(cj.value_and_grad(cell.loss(16), kinds=("activation",)))(start, rest, cell.batch(0))
     records = cj.records([told], width=16)
     found = records[records["module"].str.endswith("[attention_logits]")]
     assert found["role"].tolist() == ["attention_logits"]
@@ -145,6 +148,21 @@ def test_attention_logits_are_seen_with_their_scale(fused):
     assert found["count"].item() == logits.size
 
 
+@pytest.mark.parametrize("way", [jnp.broadcast_to, lambda b, shape: b, lambda b, shape: jnp.tile(b, (shape[0], 1))])
+def test_a_bias_is_a_vector_however_it_is_brought_to_the_rows(way):
+    def biased(width):
+        def init(key, x):
+            return {"up": jnp.ones((12, width)), "bias": jnp.zeros(width), "place": jnp.ones((8, width))}
+
+        def apply(params, x):
+            x = x @ params["up"]
+            return (x + way(params["bias"], x.shape) + params["place"]).sum(keepdims=True) * jnp.ones((8, 5))
+
+        return init, apply
+
+    assert JaxCell(biased, BATCH, adam, None, WIDTHS).roles == {"up": "input", "bias": "vector", "place": "input"}
+
+
 def test_batch_statistics_are_kept_aside():
     class Normed(nn.Module):
         width: int
@@ -154,7 +172,7 @@ def test_batch_statistics_are_kept_aside():
             x = nn.BatchNorm(use_running_average=False, name="norm")(nn.Dense(self.width, name="up")(x))
             return nn.Dense(5, name="head")(x)
 
-    _, records = recorded(Normed)
+    _, records = recorded(Normed, kinds=("activation",), steps=2)
     assert records.query("module == 'norm' and kind == 'activation'")["nonfinite"].eq(0).all()
 
 

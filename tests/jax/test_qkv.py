@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("flax", reason="JAX is not installed: pip install 'coordcheck[jax]'")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 
 import coordcheck.jax as cj
@@ -20,18 +20,23 @@ FIRST, SECOND = "decoder_0.self_attention", "decoder_1.self_attention"
 @pytest.fixture(scope="module")
 def gradients():
     """Of all parameters, in each of some steps of DETR's optimizer, with three seeds."""
-    cell = JaxCell(post_ln.build, post_ln.batch, post_ln.optimizer, None, (32, 64, 128))
-    graded = jax.jit(cj.value_and_grad(cell.loss(32), kinds=("gradient",)))
+    cell = JaxCell(post_ln.build, post_ln.batch, post_ln.optimizer, None, (16, 32, 64))
+    graded = cj.value_and_grad(cell.loss(16), kinds=("gradient",), modules=["class_head"])
     frames = {}
+
+    @jax.jit
+    def step(parameters, state, batch):
+        (_, said), gradient = graded(parameters, {}, batch)
+        updates, state = cell.optimizer(16).update(gradient, state, parameters)
+        return optax.apply_updates(parameters, updates), state, said
+
     for seed in range(3):
-        parameters, rest, state = cell.begun(32, seed)
+        parameters, _, state = cell.begun(16, seed)
         told = []
         for _ in range(3):
-            (_, said), gradient = graded(parameters, rest, cell.batch(seed))
-            updates, state = cell.optimizer(32).update(gradient, state, parameters)
-            parameters = jax.tree.map(jnp.add, parameters, updates)
+            parameters, state, said = step(parameters, state, cell.batch(seed))
             told.append(said)
-        frames[seed] = cj.records(told, width=32, seed=seed)
+        frames[seed] = cj.records(told, width=16, seed=seed)
     return frames
 
 
@@ -55,9 +60,18 @@ def test_queries_and_keys_have_none_at_step_0_alone(gradients):
 
 @pytest.mark.slow
 def test_flax_starts_each_projection_at_one_where_torch_packs_three():
-    config = load(["experiment=flax_qkv_init", "widths=[32,64,128]"])
+    config = load(["experiment=flax_qkv_init", "widths=[16,32,64]", "+model.args.depth=1"])
     found = configured.audit(config).parameters.set_index("parameter")["std_fan_in"]
     for name in ("query", "key", "value", "out"):
-        assert found[f"{FIRST}.{name}.kernel"] == pytest.approx(1.0, abs=0.03)
+        assert found[f"{FIRST}.{name}.kernel"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_packed_is_as_in_torch():
     packed = torch.nn.MultiheadAttention(128, 8).in_proj_weight.detach().numpy()
     assert np.sqrt((packed**2).mean() * 128) == pytest.approx(0.707, abs=0.01)
+    for scheme, size in {"lecun_normal": 1, "xavier_separate": 1, "xavier_packed": 0.707}.items():
+        attention = post_ln.attention_of(scheme, "attention")
+        of = attention.init(jax.random.key(0), np.zeros((1, 1, 128), "float32"))
+        for name in ("query", "key", "value"):
+            kernel = np.asarray(of["params"][name]["kernel"])
+            assert np.sqrt((kernel**2).mean() * 128) == pytest.approx(size, abs=0.02)

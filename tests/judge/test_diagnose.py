@@ -298,5 +298,17 @@ def test_a_stored_check_is_diagnosed_anew(gate, tmp_path):
     assert str(check.findings[0]) in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize("names", ["blocks.{}.mlp.{}.weight", "Block_{}.{}.kernel", "block_{}_{}.kernel"])
+def test_a_size_that_was_typed_in_is_seen_however_blocks_are_numbered(names):
+    up, down, typed, reads = (names.format(block, layer) for block in (0, 1) for layer in ("up", "down"))
+    rows = [parameter(up), parameter(down), parameter(typed, role="projection", fan_out=128)]
+    rows.append(parameter(reads, role="input", fan_in=128, std_exponent=0.0, lr_exponent=0.0))
+    audit = Audit.from_parameters(pd.DataFrame(rows), WIDTHS, "mup", 0.1)
+    assert [(finding.verdict, finding.parameter) for finding in audit.findings] == [("width", typed)]
+    assert f"128 entries at every width, but that of {up} grows" in str(audit.findings[0])
+    meant = pd.DataFrame(rows[:3])  # a code that leaves its block
+    assert Audit.from_parameters(meant, WIDTHS, "mup", 0.1).verdict == "pass"
+
+
 def test_every_class_has_its_meaning():
     assert all(FAULT_CLASSES.values())
