@@ -21,6 +21,10 @@ class Parametrization(StrEnum):
 
     mup = "mup"
     sp = "sp"
+    sp_full_align = "sp_full_align"
+    ntk = "ntk"
+    mean_field = "mean_field"
+    umup = "umup"
     own = "own"
 
 
@@ -29,6 +33,10 @@ class Expect(StrEnum):
 
     mup = "mup"
     sp = "sp"
+    sp_full_align = "sp_full_align"
+    ntk = "ntk"
+    mean_field = "mean_field"
+    umup = "umup"
 
 
 class Positions(StrEnum):
@@ -96,6 +104,8 @@ class Optimizer(StrEnum):
     adam = "adam"
     adamw = "adamw"
     sgd = "sgd"
+    adafactor = "adafactor"
+    muon = "muon"
 
 
 class Source(StrEnum):

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from coordcheck.records.schema import CLASSES
 from coordcheck.records.store import RunStore
@@ -41,6 +41,7 @@ from coordcheck.run.theirs import is_out_of_memory
 from coordcheck.run.train import RECOMPUTES, Cancelled, RunPlan, run
 
 ROOM = 0.8  # of a device's memory, for all runs that go on at a time
+BUILDING = Lock()  # what makes a model or a batch may draw from torch's global generator, which all threads share
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ class RunQueue:
     workers: int = 1
     title: str = "check"
     batch_seed: int | None = None
-    _building: Lock = field(default_factory=Lock, init=False)
     _stop: Event = field(default_factory=Event, init=False)
     _too_large: set[int] = field(default_factory=set, init=False)
     _frames: dict[tuple[int, int], pd.DataFrame] = field(default_factory=dict, init=False)
@@ -168,25 +168,12 @@ class RunQueue:
         Raises:
             KeyboardInterrupt: on Ctrl-C; finished runs are stored.
         """
-        every, frames = self.runs(), self._frames
-        runs = [run for run in every if run not in frames]
-        with _progress(self.title) as progress, ThreadPoolExecutor(self.workers) as pool:
-            bar = progress.add_task(self.title, total=sum(cost(width) for width, _ in runs), run="")
-            futures: dict[Future[pd.DataFrame | None], tuple[int, int]] = {}
-            for width, seed in runs:
-                told = partial(progress.update, bar, run=f"width {width} seed {seed}")
-                futures[pool.submit(self._one, width, seed, told)] = (width, seed)
-            try:
-                for future in as_completed(futures):
-                    records = future.result()
-                    if records is not None:
-                        frames[futures[future]] = records
-                    progress.advance(bar, cost(futures[future][0]))
-            except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-        return Finished(self._collect({run: frames[run] for run in every if run in frames}), self._skipped())
+        finish_together([self], self.title)
+        return Finished(self._collect(self.done()), self._skipped())
+
+    def done(self) -> dict[tuple[int, int], pd.DataFrame]:
+        """The records of each run that is done, in the order of :meth:`runs`."""
+        return {run: self._frames[run] for run in self.runs() if run in self._frames}
 
     def _one(self, width: int, seed: int, begins: Callable[[], object] = lambda: None) -> pd.DataFrame | None:
         """The records of one run, stored or new; None if it does not fit into memory."""
@@ -213,13 +200,19 @@ class RunQueue:
         return records
 
     def _train(self, width: int, seed: int) -> pd.DataFrame:
-        device = self.plan.device
-        with self._building:
-            # all of these may draw from torch's global generator, which all threads share
-            model = self.cell.build(width, seed, device)
+        with BUILDING:
+            model = self.cell.build(width, seed, self.plan.device)
             optimizer = self.cell.optimizer(model, width)
-            batch = self.cell.batch(seed if self.batch_seed is None else self.batch_seed, device)
-        records = run(
+        records = self.train(model, optimizer, width, seed)
+        self._recomputes = records.attrs.pop(RECOMPUTES, False) or self._recomputes
+        self._state = _bytes(optimizer.state.values()) / max(1, sum(p.nbytes for p in model.parameters()))
+        return records
+
+    def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, width: int, seed: int) -> pd.DataFrame:
+        """The records of a run whose model is built."""
+        with BUILDING:
+            batch = self.cell.batch(seed if self.batch_seed is None else self.batch_seed, self.plan.device)
+        return run(
             model,
             optimizer,
             batch,
@@ -230,9 +223,6 @@ class RunQueue:
             roles=self.cell.roles,
             stop=self._stop,
         )
-        self._recomputes = records.attrs.pop(RECOMPUTES, False) or self._recomputes
-        self._state = _bytes(optimizer.state.values()) / max(1, sum(p.nbytes for p in model.parameters()))
-        return records
 
     def _collect(self, frames: dict[tuple[int, int], pd.DataFrame]) -> pd.DataFrame:
         """One frame of the widths that ran with every seed, the same whatever the order in which runs ended."""
@@ -249,8 +239,44 @@ class RunQueue:
             records.attrs.pop(CLASSES, None)
         return records
 
+    @property
+    def too_large(self) -> set[int]:
+        """Widths that did not fit into memory."""
+        return self._too_large
+
     def _skipped(self) -> list[str]:
         return [f"width {width} skipped: out of memory" for width in sorted(self._too_large)]
+
+
+def finish_together(queues: Sequence[RunQueue], title: str) -> None:
+    """Runs what none of these queues has done or stored yet, longest first, as many at a time as the first one says.
+
+    Args:
+        queues: Of one device.
+        title: Shown before the progress bar.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; finished runs are stored.
+    """
+    left = [(queue, run) for queue in queues for run in queue.runs() if run not in queue.done()]
+    left.sort(key=lambda entry: -entry[1][0])
+    with _progress(title) as progress, ThreadPoolExecutor(queues[0].workers) as pool:
+        bar = progress.add_task(title, total=sum(cost(width) for _, (width, _) in left), run="")
+        futures: dict[Future[pd.DataFrame | None], tuple[RunQueue, tuple[int, int]]] = {}
+        for queue, (width, seed) in left:
+            told = partial(progress.update, bar, run=f"width {width} seed {seed}")
+            futures[pool.submit(queue._one, width, seed, told)] = queue, (width, seed)
+        try:
+            for future in as_completed(futures):
+                records, (queue, of) = future.result(), futures[future]
+                if records is not None:
+                    queue._frames[of] = records
+                progress.advance(bar, cost(of[0]))
+        except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
+            for queue in queues:
+                queue._stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @contextmanager
