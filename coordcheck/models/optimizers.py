@@ -5,7 +5,7 @@ from typing import Any
 
 import mup
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from coordcheck.config.schema import Optimizer, OptimizerConfig, Parametrization
 from coordcheck.judge.parametrizations import TABLES
@@ -67,31 +67,53 @@ def make_optimizer(
     ]
     if parametrization == Parametrization.mup and config.name in (Optimizer.adam, Optimizer.adamw, Optimizer.sgd):
         return _torch_optimizer(groups, config, mup.MuAdam, mup.MuAdamW, mup.MuSGD)
-    known: dict[Tensor, str] = {} if roles is None else {p: roles[name] for name, p in model.named_parameters()}
-    if parametrization not in (Parametrization.sp, Parametrization.own) and not known:
+    if parametrization not in (Parametrization.sp, Parametrization.own) and roles is None:
         raise ValueError(
             f"optimizer={config.name} has no learning rates for a model with mup's base shapes. "
             f"For example optimizer=adamw, or model.optimizer=my_package.my_module.optimizer."
         )
+    known = {} if roles is None else {parameter: roles[name] for name, parameter in model.named_parameters()}
     scheme = Parametrization.sp if parametrization == Parametrization.own else parametrization
+    return optimizer_by_row(groups, config, scheme, known, width_mult)
+
+
+def optimizer_by_row(
+    groups: Sequence[Mapping[str, Any]],
+    config: OptimizerConfig,
+    parametrization: Parametrization,
+    roles: Mapping[nn.Parameter, str],
+    width_mult: float,
+) -> torch.optim.Optimizer:
+    """One of torch's optimizers, with the learning rates of a row.
+
+    Args:
+        groups: Of parameters, with their weight decay.
+        config: Which optimizer, and its values at base width.
+        parametrization: The row.
+        roles: Of parameters; none are needed where all have one learning rate, but by Muon.
+        width_mult: width / base width.
+
+    Raises:
+        ValueError: if this torch has no such optimizer.
+    """
+
+    def at_rates(some: Sequence[Mapping[str, Any]], update: str) -> list[dict[str, Any]]:
+        return _at_rates(some, roles, parametrization, update, width_mult, config.lr)
+
     if config.name != Optimizer.muon:
-        update = {"adamw": "adam"}.get(config.name, config.name.value)
-        return _torch_optimizer(_at_rates(groups, known, scheme, update, width_mult, config.lr), config)
-    hidden = {p for p, role in known.items() if role == "hidden" and p.dim() == 2}
+        return _torch_optimizer(at_rates(groups, {"adamw": "adam"}.get(config.name, config.name.value)), config)
+    hidden = {parameter for parameter, role in roles.items() if role == "hidden" and parameter.dim() == 2}
     parts = [
-        [{**group, "params": [p for p in group["params"] if (p in hidden) == with_muon]} for group in groups]
-        for with_muon in (True, False)
+        [{**group, "params": [p for p in group["params"] if (p in hidden) == of_muon]} for group in groups]
+        for of_muon in (True, False)
     ]
-    with_muon, with_adam = ([group for group in part if group["params"]] for part in parts)
-    rest = _at_rates(with_adam, known, scheme, "adam", width_mult, config.lr)
-    return Together(
-        [_muon(_at_rates(with_muon, known, scheme, "muon", width_mult, config.lr), config), _adamw(rest, config)]
-    )
+    matrices, rest = ([group for group in part if group["params"]] for part in parts)
+    return Together([_muon(at_rates(matrices, "muon"), config), _adamw(at_rates(rest, "adam"), config)])
 
 
 def _at_rates(
     groups: Sequence[Mapping[str, Any]],
-    roles: Mapping[Tensor, str],
+    roles: Mapping[nn.Parameter, str],
     parametrization: Parametrization,
     update: str,
     width_mult: float,
@@ -101,7 +123,7 @@ def _at_rates(
     table = TABLES[parametrization]
     split: list[dict[str, Any]] = []
     for group in groups:
-        parts: dict[float, list[Tensor]] = {}
+        parts: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             role = roles.get(parameter, "")
             power = table.rate(role, update, table.multiplier(role)) or 0.0
