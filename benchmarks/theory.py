@@ -149,7 +149,7 @@ def rows(model: str) -> Iterator[dict[str, object]]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table for people: measured slopes, of modules the median and at wide widths also the furthest, and the limit."""
+    """A table for people: measured slopes, of modules the median and at wide widths the furthest, and the limit."""
     off = (table["furthest"] - table["limit"]).abs()
     shown = table.assign(
         off=off,
