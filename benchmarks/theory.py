@@ -1,7 +1,8 @@
 """Exponents of what a step does, measured beside what each parametrization's row says of the limit.
 
-python benchmarks/theory.py [mlp] [gpt]
-Writes benchmarks/theory.md. A small learning rate, one step: what a layer's own update makes of its output is then not
+    python benchmarks/theory.py mlp gpt
+
+writes benchmarks/theory/. A small learning rate, one step: what a layer's own update makes of its output is then not
 mixed with what arrives from the layers before it. Slopes over the narrow widths and over the wide ones show the drift.
 """
 
@@ -27,12 +28,12 @@ from coordcheck.run.train import RunPlan
 
 SCHEMES = ("sp", "ntk", "mup", "mean_field")
 OPTIMIZERS = ("sgd", "adam", "adafactor", "muon")
-WIDTHS = {"mlp": (64, 128, 256, 512, 1024), "gpt": (64, 128, 256, 512)}
-SEEDS = {"mlp": 6, "gpt": 4}
+WIDTHS = {"mlp": (64, 128, 256, 512), "gpt": (64, 128, 256, 512)}
+SEEDS = {"mlp": 12, "gpt": 4}
 LR = {"sgd": 1e-2, "adam": 1e-4, "adafactor": 1e-3, "muon": 1e-4}
 INPUTS, CLASSES, BATCH = 32, 64, 64
 CLOSE = 0.05
-TARGET = Path(__file__).parent / "theory.md"
+HERE = Path(__file__).parent / "theory"
 
 
 class MLP(nn.Module):
@@ -96,13 +97,13 @@ def gpt(scheme: str, optimizer: str) -> Cell:
 
 
 def measured(model: str, scheme: str, optimizer: str) -> pd.DataFrame:
-    """Slopes of step 0's activations and step 1's changes, over the three narrow and the three wide widths."""
+    """Slopes of step 0's activations and step 1's changes, over narrow and over wide widths."""
     cell = {"mlp": mlp, "gpt": gpt}[model](scheme, optimizer)
     kinds = ("activation", "delta", "effective_update")
     plan = RunPlan(2, kinds, None, torch.device("cpu"), Precision.fp32)
     records = RunQueue(cell, plan, WIDTHS[model], range(SEEDS[model])).finish().records
     slopes = []
-    for part, widths in (("narrow", WIDTHS[model][:3]), ("wide", WIDTHS[model][-3:])):
+    for part, widths in (("narrow", WIDTHS[model][:3]), ("wide", WIDTHS[model][1:])):
         slopes.append(fit(records[records["width"].isin(widths)]).assign(part=part))
     table = pd.concat(slopes)
     table = table[(table["step"] == 1) | (table["kind"] == "activation") & (table["step"] == 0)]
@@ -127,12 +128,10 @@ def rows(model: str) -> Iterator[dict[str, object]]:
     for scheme in SCHEMES:
         for optimizer in OPTIMIZERS:
             table = measured(model, scheme, optimizer)
-            for (kind, role), of in table.groupby(["kind", "role"], sort=False):
-                if kind == "delta":
-                    continue
-                wide, narrow = (of[of["part"] == part]["slope"] for part in ("wide", "narrow"))
+            for (kind, role), of in table[table["kind"] != "delta"].groupby(["kind", "role"], sort=False):
+                wide, narrow = (of[of["part"] == part] for part in ("wide", "narrow"))
                 expected = limit(scheme, optimizer, role, kind)
-                furthest = float(wide.iloc[int(np.argmax(np.abs(wide - expected)))])
+                furthest = wide.iloc[int(np.argmax(np.abs(wide["slope"] - expected)))]
                 yield {
                     "model": model,
                     "parametrization": scheme,
@@ -140,43 +139,52 @@ def rows(model: str) -> Iterator[dict[str, object]]:
                     "kind": kind,
                     "role": role,
                     "limit": expected,
-                    "wide": float(wide.median()),
-                    "furthest": furthest,
-                    "narrow": float(narrow.median()),
-                    "modules": len(wide),
+                    "narrow": float(narrow["slope"].median()),
+                    "wide": float(wide["slope"].median()),
+                    "furthest": furthest["slope"],
+                    "half_width": (furthest["ci_high"] - furthest["ci_low"]) / 2,
+                    "module": furthest["module"],
                 }
             print(model, scheme, optimizer, flush=True)
 
 
+def judgement(row: dict[str, float]) -> str:
+    """What is to be said of a module that is not within 0.05 of the limit."""
+    off = abs(row["furthest"] - row["limit"])
+    if off <= CLOSE:
+        return ""
+    if off - row["half_width"] <= CLOSE:
+        return "within its interval"
+    nearer = abs(row["wide"] - row["limit"]) < abs(row["narrow"] - row["limit"])
+    return "drifts towards it" if nearer else "off"
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """A table for people: measured slopes, of modules the median and at wide widths the furthest, and the limit."""
-    off = (table["furthest"] - table["limit"]).abs()
-    shown = table.assign(
-        off=off,
-        drifts=(off > CLOSE) & ((table["narrow"] - table["limit"]).abs() > (table["wide"] - table["limit"]).abs()),
-    )
+    """A table for people: slopes of the median module, narrow and wide, and of the module furthest from the limit."""
     lines = [
-        "| model | parametrization | optimizer | kind | role | limit | narrow | wide | furthest | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | parametrization | optimizer | kind | role | limit | narrow | wide | furthest | module | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in shown.to_dict("records"):
-        numbers = " | ".join(f"{row[name]:+.2f}" for name in ("limit", "narrow", "wide", "furthest"))
-        said = "" if row["off"] <= CLOSE else "drifts towards it" if row["drifts"] else "off"
+    for row in table.to_dict("records"):
+        numbers = " | ".join(f"{row[name]:+.2f}" for name in ("limit", "narrow", "wide"))
         names = " | ".join(str(row[name]) for name in ("model", "parametrization", "optimizer", "kind", "role"))
-        lines.append(f"| {names} | {numbers} | {said} |")
+        furthest = f"{row['furthest']:+.2f} ± {row['half_width']:.2f} | {row['module']}"
+        lines.append(f"| {names} | {numbers} | {furthest} | {judgement(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measures and writes the table."""
+    """Measures, and writes the table of all that was measured."""
     torch.set_num_threads(1)
-    models = sys.argv[1:] or ["mlp", "gpt"]
-    table = pd.DataFrame([row for model in models for row in rows(model)])
-    TARGET.with_suffix(".csv").write_text(table.to_csv(index=False, float_format="%.3f"))
-    close = ((table["furthest"] - table["limit"]).abs() <= CLOSE).sum()
-    text = "# What a step does, by parametrization and optimizer\n\n`python benchmarks/theory.py`: "
-    text += f"{close} of {len(table)} rows have every module within {CLOSE} of the limit.\n\n"
-    TARGET.write_text(text + markdown(table))
+    for model in sys.argv[1:]:
+        pd.DataFrame(rows(model)).to_csv(HERE / f"{model}.csv", index=False, float_format="%.3f")
+    table = pd.concat([pd.read_csv(HERE / f"{model}.csv") for model in WIDTHS if (HERE / f"{model}.csv").exists()])
+    said = pd.Series([judgement(row) for row in table.to_dict("records")])
+    counts = ", ".join(f"{number} {words or f'within {CLOSE}'}" for words, number in said.value_counts().items())
+    widths = "; ".join(f"{model}: widths {list(of)}, {SEEDS[model]} seeds" for model, of in WIDTHS.items())
+    text = f"# What a step does, by parametrization and optimizer\n\n`python benchmarks/theory.py mlp gpt` ({widths}). "
+    text += f"Of {len(table)} rows: {counts}. Narrow is the three narrowest widths, wide all but the narrowest.\n\n"
+    (HERE / "README.md").write_text(text + markdown(table))
     print(text)
 
 

@@ -23,7 +23,10 @@ from coordcheck.transferring import OPTIMA, PICTURE, TABLE, Transfer, transfer_c
 
 HERE = Path(__file__).parent
 GALLERY = HERE.parent / "plots" / "gallery"
-LLAMA = ["model=hf", "model.config=llama", "seeds=3"]
+LLAMA = [
+    *("model=hf", "model.config=llama", "widths=[32,64,128]", "base_width=32"),
+    *("seeds=3", "steps=60", "data.context=32"),
+]
 REPLICATES = 300
 SCATTER = 0.15  # octaves, of a seed's optimum about that of its width, as GPTs have it
 

@@ -290,17 +290,15 @@ class Search:
         self.batch_seed = batch_seed
         self.queues: dict[float, LearningQueue] = {}
         self._seeds: dict[float, dict[int, Sequence[int]]] = {}
-        self._determinants: dict[str, Any] | None = None
-        self._store: tuple[Path, bool] | None = None
+        self._store: tuple[Path, dict[str, Any], bool] | None = None
 
     def prepare(self, store: str | Path | None, reuse: bool, workers: int) -> int:
         """Says where finished runs are kept; returns how many runs may go on at a time, of so many at most."""
         behaviour = self._behaviour() if not self.cell.readable and (store is not None or workers > 1) else None
         if store is not None:
             plan = {**vars(self.plan), "device": str(self.plan.device)}
-            self._determinants = {"plan": plan, "behaviour": behaviour, "versions": current_versions()}
-            self._determinants["batch_seed"] = self.batch_seed
-            self._store = Path(store), reuse
+            told = {"plan": plan, "behaviour": behaviour, "versions": current_versions(), "batch_seed": self.batch_seed}
+            self._store = Path(store), told, reuse
         disturb = self.cell.shares or (self.cell.draws is not False and not self.cell.readable)
         return 1 if disturb else workers
 
@@ -344,9 +342,9 @@ class Search:
 
     def _start(self, width: int) -> float:
         """The best octave of the next narrower width; 0 for the narrowest."""
-        narrower = optima_of(self.losses())
-        narrower = narrower[narrower["width"] == narrower["width"].max()]
-        return float(round(narrower["octave"].mean())) if len(narrower) else 0.0
+        narrower = optima_of(self.losses()).query("width < @width")
+        next_to = narrower[narrower["width"] == narrower["width"].max()]
+        return float(round(next_to["octave"].mean())) if len(next_to) else 0.0
 
     def _queue(self, octave: float) -> "LearningQueue":
         from coordcheck.run.learning import AtRate, LearningQueue
@@ -355,9 +353,8 @@ class Search:
             cell = AtRate(self.cell, 2.0**octave)
             queue = LearningQueue(cell, self.plan, list(self.seeds), {}, batch_seed=self.batch_seed)
             if self._store is not None:
-                queue.store = RunStore(
-                    self._store[0], {**cell.determinants, **(self._determinants or {})}, reuse=self._store[1]
-                )
+                place, told, reuse = self._store
+                queue.store = RunStore(place, {**cell.determinants, **told}, reuse=reuse)
             self.queues[octave] = queue
         return self.queues[octave]
 

@@ -1,10 +1,13 @@
 """``coordcheck-transfer``: whether the best learning rate stays where it is as width grows."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from coordcheck.cli.command import EXIT_CODES, end, exit_code
 from coordcheck.config.load import file_name, load
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -29,9 +32,14 @@ def _transfer(arguments: argparse.Namespace) -> int:
 
     directory: Path = arguments.output or Path("checks") / file_name(config.name) / "transfer"
     cure = None if arguments.cure is None else Cure.load(arguments.cure)
-    with locked(directory):
-        result = transfer_config(config, cure)
-        result.save(directory)
+    try:
+        with locked(directory):
+            result = transfer_config(config, cure)
+            result.save(directory)
+    except KeyboardInterrupt:
+        said = "interrupted; finished runs are kept, the same command goes on from there"
+        print(f"coordcheck-transfer: {said}", file=sys.stderr)
+        return INTERRUPTED
     console = make_console()
     for line in f"{result!r}".splitlines():
         say(console, line)

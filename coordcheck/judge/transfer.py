@@ -90,7 +90,7 @@ def missing_runs(
     best = _lowest_at(complete if len(complete) else searched)
     steps = round(WINDOW / FINE)
     around = [best + step * FINE for step in range(-steps, steps + 1)]
-    return [octave for octave in around if octave not in complete.index], seeds
+    return [octave for octave in around if octave not in complete.index and abs(octave) <= REACH], seeds
 
 
 def _lowest_at(losses: pd.Series) -> float:
