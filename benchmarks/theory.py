@@ -176,6 +176,7 @@ def markdown(table: pd.DataFrame) -> str:
 def main() -> None:
     """Measures, and writes the table of all that was measured."""
     torch.set_num_threads(1)
+    HERE.mkdir(exist_ok=True)
     for model in sys.argv[1:]:
         pd.DataFrame(rows(model)).to_csv(HERE / f"{model}.csv", index=False, float_format="%.3f")
     table = pd.concat([pd.read_csv(HERE / f"{model}.csv") for model in WIDTHS if (HERE / f"{model}.csv").exists()])

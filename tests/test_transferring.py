@@ -98,6 +98,15 @@ def test_a_rate_that_blows_up_is_data():
     assert losses["loss"].isin([math.inf]).any() and math.isfinite(losses["loss"].min())
 
 
+@pytest.mark.parametrize("rate", [1e-12, 1e12])
+def test_without_a_lowest_loss_there_is_a_picture_all_the_same(rate, tmp_path):
+    """Too small a rate learns nothing that shows, too large a one diverges, within the reach of a search."""
+    result = transfer(optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=rate))
+    assert result.verdict == "inconclusive" and "no lowest point" in f"{result!r}"
+    result.save(tmp_path)
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000
+
+
 def test_a_cured_model_stands_beside_itself_as_it_was(result):
     cure = Cure.from_dict(
         {

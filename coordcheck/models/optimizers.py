@@ -12,6 +12,7 @@ from coordcheck.judge.parametrizations import TABLES
 from coordcheck.observe.optimizer import Together
 
 FUSED_DEVICES = ("cpu", "cuda")
+SMALLEST_WEIGHT = 1e-3  # root mean square that Adafactor takes a weight to have at least; torch's default
 MUON_STEP = 0.5  # exponent of the operator norm of a step that is as large as AdamW's, 0.2 sqrt(max(fan_in, fan_out))
 
 
@@ -146,7 +147,7 @@ def _torch_optimizer(
 ) -> torch.optim.Optimizer:
     fused = groups[0]["params"][0].device.type in FUSED_DEVICES
     if config.name == Optimizer.adafactor:
-        return torch.optim.Adafactor(groups, lr=config.lr)
+        return torch.optim.Adafactor(groups, lr=config.lr, eps=(config.eps, SMALLEST_WEIGHT))
     made: torch.optim.Optimizer
     if config.name == Optimizer.sgd:
         made = sgd(groups, lr=config.lr, momentum=config.momentum, fused=fused)

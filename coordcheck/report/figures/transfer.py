@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from coordcheck.judge.transfer import TransferCurves
 from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, plain
 
-HEADROOM = 0.35  # of the range of the lowest losses and those around them, shown above
+MARGIN = 1.15  # factor beyond what is shown on a logarithmic axis
 
 
 def transfer_figure(curves: TransferCurves, control: TransferCurves | None = None) -> Figure:
@@ -48,6 +48,12 @@ def _range(shown: list[TransferCurves]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def _rates(shown: list[TransferCurves]) -> tuple[float, float]:
+    """From the smallest learning rate that was tried to the largest, with a margin."""
+    rates = np.concatenate([each.losses["lr"].to_numpy(dtype=float) for each in shown])
+    return float(rates.min()) / MARGIN, float(rates.max()) * MARGIN
+
+
 def _draw_losses(axes: Axes, curves: TransferCurves) -> None:
     """Mean loss over seeds against learning rate, a line per width; a cross stands where every run diverged."""
     colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, max(2, len(curves.widths))))
@@ -66,6 +72,7 @@ def _draw_losses(axes: Axes, curves: TransferCurves) -> None:
         if width in curves.best.index:
             best = curves.best.loc[width]
             axes.plot(best["lr"], best["loss"], "v", color=colour, markersize=9, markeredgecolor="white")
+    axes.set_xlim(*_rates([curves]))
     axes.set_xscale("log", base=10)
     axes.set_title(plain(curves.name), fontsize=SMALL + 2)
     axes.set_xlabel(f"learning rate at width {curves.widths[0]}", fontsize=SMALL + 1)
@@ -86,6 +93,7 @@ def _draw_optima(axes: Axes, shown: list[TransferCurves]) -> None:
             best.index, best["lr"], marker=marker, color=colour, label=f"{plain(curves.name, 40)}: {exponent}{interval}"
         )
     widths = sorted({width for curves in shown for width in curves.widths})
+    axes.set(xlim=(widths[0] / MARGIN, widths[-1] * MARGIN), ylim=_rates(shown))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=10)
     axes.xaxis.set_major_locator(FixedLocator([float(width) for width in widths]))
@@ -93,6 +101,6 @@ def _draw_optima(axes: Axes, shown: list[TransferCurves]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title("best learning rate, exponent of width", fontsize=SMALL + 2)
     axes.set_xlabel("width", fontsize=SMALL + 1)
-    axes.tick_params(labelsize=SMALL)
+    axes.tick_params(labelsize=SMALL, which="both")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.legend(fontsize=SMALL)
