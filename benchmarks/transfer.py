@@ -16,12 +16,9 @@ import torch
 from torch import nn
 
 import coordcheck
-from coordcheck.auditing import audit_cell, in_training
 from coordcheck.config.load import load
 from coordcheck.curing import Cure
-from coordcheck.judge.cure import cure_of
 from coordcheck.judge.transfer import TransferCurves, missing_runs, seeds_for
-from coordcheck.models.families import make_cell
 from coordcheck.models.text import load_corpus
 from coordcheck.transferring import OPTIMA, PICTURE, TABLE, Transfer, transfer_config
 
@@ -50,14 +47,8 @@ def gpt() -> None:
 
 
 def llama() -> None:
-    """The cure is the one that ``coordcheck-cure`` finds from an audit."""
-    config = load([*LLAMA, "gate.expect=mup"], "transfer")
-    with in_training():
-        cell = make_cell(config)
-        audit = audit_cell(cell, config.widths, config.gate)
-    cure = Cure(config.base_width).plus(cure_of(audit, config.base_width)).generalized(audit.parameters["parameter"])
-    print(cure.describe(), flush=True)
-    keep(transfer_config(config, cure), "llama")
+    """With the cure that ``coordcheck-cure model=hf model.config=llama base_width=32 widths=[32,64,128]`` writes."""
+    keep(transfer_config(load(LLAMA, "transfer"), Cure.load(HERE / "transfer" / "llama.yaml")), "llama")
 
 
 CONTEXT, BATCH, BASE = 4, 32, 64
