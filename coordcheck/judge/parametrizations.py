@@ -77,7 +77,7 @@ class Table:
         """Of what the update of such a weight does to its output, in the limit; None where no rule is known."""
         rate = self.rate(role, update, self.multiplier(role))
         if rate is None or role not in (*LAYERS, "vector"):
-            return rate
+            return None if rate is None else 0.0
         a = self.multiplier(role)
         if update == "sgd":
             rate += a + (0.0 if role == "readout" else self.gradient(zero_readout))

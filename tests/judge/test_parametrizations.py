@@ -84,6 +84,13 @@ def test_logits_start_as_the_row_makes_them(name, start):
     assert expected(name, "readout", "activation", 0, "fan_in").high == min(start, TABLES[name].multipliers[2])
 
 
+@pytest.mark.parametrize("role", ["projection", "fixed", "unknown"])
+def test_what_no_row_names_keeps_its_size(role):
+    for kind in ("delta", "effective_update"):
+        found = expected("ntk", role, kind, 1, "constant")
+        assert (found.low, found.high) == (0.0, 0.0)
+
+
 def test_a_readout_at_zero_passes_less_on_to_sgd():
     slow = expected("ntk", "hidden", "effective_update", 2, "zero", update="sgd")
     assert (slow.low, slow.high) == (-0.5, 0.0)
