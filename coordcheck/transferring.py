@@ -26,6 +26,7 @@ from coordcheck.judge.transfer import (
     losses_of,
     missing_runs,
     optima_of,
+    outcome,
     seeds_for,
 )
 from coordcheck.records.files import write_text
@@ -271,6 +272,13 @@ def _name_of(cell: "Cell") -> str:
     return " ".join(str(value) for name, value in cell.columns.items() if name in ("model", "parametrization"))
 
 
+def _start(losses: pd.DataFrame, width: int) -> float:
+    """The octave at which a width's search begins: the best one of the next narrower width; 0 for the narrowest."""
+    narrower = losses[losses["width"] < width]
+    found = optima_of(narrower[narrower["width"] == narrower["width"].max()])
+    return float(round(found["octave"].mean())) if len(found) else 0.0
+
+
 class Search:
     """The runs of one cell, a queue for each learning rate.
 
@@ -289,6 +297,7 @@ class Search:
         self.seeds = seeds
         self.batch_seed = batch_seed
         self.queues: dict[float, LearningQueue] = {}
+        self._outcomes: dict[tuple[float, int, int], float] = {}
         self._seeds: dict[float, dict[int, Sequence[int]]] = {}
         self._store: tuple[Path, dict[str, Any], bool] | None = None
 
@@ -334,17 +343,12 @@ class Search:
 
     def missing(self, width: int) -> "list[LearningQueue]":
         """Queues with what is to be run next at a width; none where its lowest loss is known."""
-        octaves, seeds = missing_runs(self.losses(), width, self.seeds[width], self._start(width))
+        losses = self.losses()
+        octaves, seeds = missing_runs(losses, width, self.seeds[width], _start(losses, width))
         queues = [self._queue(octave) for octave in octaves]
         for octave, queue in zip(octaves, queues, strict=True):
             self._seeds[octave] = queue.seeds = {**self._seeds.get(octave, {}), width: seeds}
         return queues
-
-    def _start(self, width: int) -> float:
-        """The best octave of the next narrower width; 0 for the narrowest."""
-        narrower = optima_of(self.losses()).query("width < @width")
-        next_to = narrower[narrower["width"] == narrower["width"].max()]
-        return float(round(next_to["octave"].mean())) if len(next_to) else 0.0
 
     def _queue(self, octave: float) -> "LearningQueue":
         from coordcheck.run.learning import AtRate, LearningQueue
@@ -360,10 +364,12 @@ class Search:
 
     def losses(self) -> pd.DataFrame:
         """What each run so far came to, see :func:`coordcheck.judge.transfer.losses_of`."""
-        done = [
-            records.assign(octave=octave) for octave, queue in self.queues.items() for records in queue.done().values()
-        ]
-        return losses_of(done, self.plan.steps)
+        for octave, queue in self.queues.items():
+            for (width, seed), records in queue.done().items():
+                if (octave, width, seed) not in self._outcomes:
+                    came_to = outcome(records["l1"].to_numpy(dtype=float), self.plan.steps)
+                    self._outcomes[octave, width, seed] = came_to
+        return losses_of(self._outcomes)
 
     def judge(self) -> TransferCurves:
         """What the runs say."""

@@ -10,7 +10,7 @@ Learning rates are written as octaves: log2 of the factor on every learning rate
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,25 +45,28 @@ def seeds_for(widths: Sequence[int], count: int | None, first: int = 0) -> dict[
     return {w: list(range(first + SEEDS_APART * w, first + SEEDS_APART * w + n)) for w, n in sorted(counts.items())}
 
 
-def losses_of(runs: Sequence[pd.DataFrame], steps: int) -> pd.DataFrame:
-    """What each run came to.
+def outcome(losses: Array, steps: int) -> float:
+    """What a run comes to: the mean loss of the last fifth of its steps; infinite where it diverged.
+
+    It did where a loss is not finite, or the last ones are above the first.
 
     Args:
-        runs: One frame each, as :func:`coordcheck.run.learning.losses` returns them, with the column ``octave``.
+        losses: Of each step, up to one that is not finite.
         steps: That a run has unless it diverged.
-
-    Returns:
-        One row per run: ``octave width seed loss``, the mean loss of the last fifth of its steps; infinite where it
-        diverged: where a loss was not finite, or the last ones are above the first.
     """
-    rows = []
-    for run in runs:
-        loss = run["l1"].to_numpy(dtype=float)
-        last = float(loss[steps - max(1, steps // TAIL) :].mean()) if np.isfinite(loss).all() else math.inf
-        first = run.iloc[0]
-        rows.append(
-            (float(first["octave"]), int(first["width"]), int(first["seed"]), last if last <= loss[0] else math.inf)
-        )
+    if not np.isfinite(losses).all():
+        return math.inf
+    last = float(losses[steps - max(1, steps // TAIL) :].mean())
+    return last if last <= losses[0] else math.inf
+
+
+def losses_of(outcomes: Mapping[tuple[float, int, int], float]) -> pd.DataFrame:
+    """One row per run: ``octave width seed loss``.
+
+    Args:
+        outcomes: By octave, width and seed, see :func:`outcome`.
+    """
+    rows = [(*run, loss) for run, loss in outcomes.items()]
     table = pd.DataFrame(rows, columns=["octave", "width", "seed", "loss"])
     return table.sort_values(["width", "octave", "seed"], ignore_index=True)
 
