@@ -159,6 +159,18 @@ def test_a_configured_model_stands_beside_standard_parametrization(tmp_path):
     assert [*figure.axes[2].lines[1].get_ydata()] == result.curves.best["lr"].tolist()
 
 
+def test_a_configured_model_is_cured_too(tmp_path):
+    entries = [{"parameters": ["blocks.*.mlp.fc.weight", "lm_head.weight"], "role": "hidden", "lr": -3}]
+    cure = Cure.from_dict({"version": 1, "base_width": 32, "entries": entries})
+    result = transfer_config(load([*SHORT, "parametrization=sp", f"runs={tmp_path}"], "transfer"), cure)
+    assert result.control.name == "before the cure" and result.curves.name.endswith(" sp, cured")
+    runs = [each.losses.set_index(["octave", "width", "seed"])["loss"] for each in (result.curves, result.control)]
+    both = pd.concat(runs, axis=1, join="inner").query("0 <= octave <= 2")
+    same = both.iloc[:, 0] == both.iloc[:, 1]
+    at_base = both.index.get_level_values("width") == 32
+    assert same[at_base].all() and at_base.any() and not same[~at_base].any()
+
+
 def test_what_is_in_standard_parametrization_has_no_control(tmp_path):
     assert transfer_config(load([*SHORT, "parametrization=sp", f"runs={tmp_path}"], "transfer")).control is None
 
