@@ -13,8 +13,22 @@ if TYPE_CHECKING:
     from coordcheck.observe.recorder import Recorder
     from coordcheck.records.merge import merge
     from coordcheck.result import Audit, CoordCheck
+    from coordcheck.transferring import Transfer, transfer
 
-__all__ = ["Audit", "CoordCheck", "Cure", "Finding", "Recorder", "audit", "coord_check", "cure", "merge", "roles"]
+__all__ = [
+    "Audit",
+    "CoordCheck",
+    "Cure",
+    "Finding",
+    "Recorder",
+    "Transfer",
+    "audit",
+    "coord_check",
+    "cure",
+    "merge",
+    "roles",
+    "transfer",
+]
 __version__ = version("coordcheck")
 
 _HOMES = {
@@ -23,11 +37,13 @@ _HOMES = {
     "Cure": "coordcheck.curing",
     "Finding": "coordcheck.judge.finding",
     "Recorder": "coordcheck.observe.recorder",
+    "Transfer": "coordcheck.transferring",
     "audit": "coordcheck.auditing",
     "coord_check": "coordcheck.check",
     "cure": "coordcheck.curing",
     "merge": "coordcheck.records.merge",
     "roles": "coordcheck.observe.before_wrapping",
+    "transfer": "coordcheck.transferring",
 }
 
 

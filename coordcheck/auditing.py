@@ -37,7 +37,7 @@ def audit(
             a model and its optimizer; called with torch's global generator seeded.
         widths: d_model, at least three distinct values.
         optimizer: From model to its optimizer; None leaves learning rates and decays out.
-        expect: Whose exponents to expect, "mup" or "sp".
+        expect: Whose exponents to expect, as for :func:`coord_check`.
         decay: As for :func:`coord_check`.
         batch: As for :func:`coord_check`. With one, a forward pass is run at each width, and roles and forward
             multipliers are read; without, they are assumed from shapes and classes.

@@ -104,7 +104,8 @@ def coord_check(
         loss: From model and batch to a scalar; by default :func:`coordcheck.run.loss.default_loss`.
         kinds: A selection of "activation", "delta", "effective_update", "gradient", "weight" and "update", see
             :class:`coordcheck.Recorder`.
-        expect: Whose exponents the slopes are held against, "mup" or "sp".
+        expect: Whose exponents the slopes are held against: "mup", "sp", or another row of
+            :data:`coordcheck.judge.parametrizations.TABLES`.
         device: "auto" for a GPU if there is one, or any torch device.
         precision: "fp32", or "bf16" for autocast.
         name: Of the model, in titles and tables; by default that of `build`.

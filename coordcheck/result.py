@@ -160,8 +160,8 @@ class CoordCheck(Judgement):
 
         Args:
             directory: Of a check, or where recorders saved, see :meth:`coordcheck.Recorder.save`.
-            expect: Whose exponents the slopes are held against, "mup" or "sp"; None for what ``verdict.json`` says,
-                "mup" without it.
+            expect: Whose exponents the slopes are held against, for example "mup"; None for what ``verdict.json``
+                says, "mup" without it.
 
         Raises:
             ValueError: if the directory holds no records, or files that no check wrote.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from coordcheck.config.schema import Expect
 from coordcheck.records.names import one_line
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def parser_of_checks(name: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--expect",
-        choices=["mup", "sp"],
+        choices=[option.value for option in Expect],
         help="whose exponents the slopes are held against; default: as the check was made, mup where nothing says so",
     )
     return parser
@@ -63,7 +64,6 @@ def load_check(path: Path, form: str, expect: str | None) -> "CoordCheck":
 
     from coordcheck.config.load import default_gate
     from coordcheck.config.rules import member
-    from coordcheck.config.schema import Expect
     from coordcheck.records.mup_format import read_mup
 
     gate = dataclasses.replace(default_gate(), expect=member(Expect, "expect", expect or "mup"))

@@ -70,11 +70,12 @@ def file_name(text: str) -> str:
     return name.encode()[: LONGEST_NAME - len(digest) - 1].decode(errors="ignore") + f"-{digest}"
 
 
-def load(overrides: Sequence[str] = ()) -> CheckConfig:
+def load(overrides: Sequence[str] = (), name: str = "check") -> CheckConfig:
     """The configuration that ``coordcheck OVERRIDES`` runs.
 
     Args:
         overrides: Hydra overrides, for example ``["embedding=tied", "widths=[64,128,256]"]``.
+        name: Of the file in ``configs/`` that is overridden: "check", or "transfer".
 
     Raises:
         ValueError: if an override names an unknown key or option, or breaks a rule of :func:`validate`.
@@ -85,7 +86,7 @@ def load(overrides: Sequence[str] = ()) -> CheckConfig:
     register_schema()
     with in_one_line(overrides):
         with initialize_config_module("coordcheck.configs", version_base="1.3"):
-            merged = compose("check", overrides=list(overrides))
+            merged = compose(name, overrides=list(overrides))
         return from_hydra(merged)
 
 

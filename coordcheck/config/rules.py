@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from coordcheck.config.schema import (
     Embedding,
     FlaxConfig,
     GateConfig,
+    Optimizer,
     OwnConfig,
     Parametrization,
     Positions,
@@ -345,6 +346,34 @@ def check_family(config: CheckConfig) -> None:
                 f"model={name} takes {option}={_one_of(allowed)}, since {rule.reason}; got {option}={value}. "
                 f"For example {option}={allowed[0]}."
             )
+    check_optimizer(config)
+
+
+def check_optimizer(config: CheckConfig) -> None:
+    """Checks that a parametrization and an optimizer fit each other and the model.
+
+    Raises:
+        ValueError: naming the values, the rule and a working example.
+    """
+    scheme, optimizer = config.parametrization.name, config.optimizer.name
+    if scheme not in PLAIN and config.embedding.name != Embedding.untied:
+        raise ValueError(
+            f"parametrization={scheme} has a learning rate for the embedding and one for the readout, so they take "
+            f"embedding=untied; got embedding={config.embedding.name}. For example embedding=untied."
+        )
+    if scheme == Parametrization.umup and optimizer not in (Optimizer.adam, Optimizer.adamw):
+        raise ValueError(
+            f"parametrization=umup knows the learning rates of Adam; got optimizer={optimizer}. "
+            f"For example optimizer=adamw."
+        )
+    if optimizer == Optimizer.muon and isinstance(config.model, OwnConfig) and config.model.optimizer is None:
+        raise ValueError(
+            f"optimizer=muon trains hidden matrices with Muon, and which those are only {config.model.build} knows. "
+            f"For example model.optimizer=my_package.my_module.optimizer, which may return two optimizers."
+        )
+
+
+PLAIN = (Parametrization.mup, Parametrization.sp, Parametrization.own)
 
 
 @dataclass(frozen=True)
@@ -374,7 +403,7 @@ THEIRS = FamilyRule(
     data=TEXTS,
 )
 FAMILIES = {
-    "gpt": OURS,
+    "gpt": replace(OURS, parametrizations=[name for name in Parametrization if name != Parametrization.own]),
     "t5": OURS,
     "post_ln": FamilyRule(
         reason="`model.init` initializes it and it learns scenes",

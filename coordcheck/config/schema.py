@@ -23,6 +23,10 @@ class Parametrization(StrEnum):
 
     mup = "mup"
     sp = "sp"
+    sp_full_align = "sp_full_align"
+    ntk = "ntk"
+    mean_field = "mean_field"
+    umup = "umup"
     own = "own"
 
 
@@ -31,6 +35,10 @@ class Expect(StrEnum):
 
     mup = "mup"
     sp = "sp"
+    sp_full_align = "sp_full_align"
+    ntk = "ntk"
+    mean_field = "mean_field"
+    umup = "umup"
 
 
 class Positions(StrEnum):
@@ -98,6 +106,8 @@ class Optimizer(StrEnum):
     adam = "adam"
     adamw = "adamw"
     sgd = "sgd"
+    adafactor = "adafactor"
+    muon = "muon"
 
 
 class Source(StrEnum):

@@ -8,7 +8,8 @@ import optax
 
 from coordcheck.config.arguments import whole
 from coordcheck.jax.told import names_of
-from coordcheck.judge.theory import RULES, forms
+from coordcheck.judge.parametrizations import RULES
+from coordcheck.judge.theory import forms
 from coordcheck.records.names import shown
 
 ROLES = ("input", "hidden", "readout", "projection", "vector", "fixed")

@@ -60,7 +60,7 @@ class AuditResult:
         Args:
             measured: One row per parameter.
             widths: At which the model was built.
-            expect: "mup" or "sp".
+            expect: Whose exponents to expect, for example "mup".
             tolerance: How far an exponent may lie from the expected one.
             policy: How learning rate times weight decay should scale: "independent", "width^-1/2", "constant" (the
                 decay itself), "off"; None warns where the product scales.

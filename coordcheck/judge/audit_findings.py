@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from coordcheck.judge.finding import Change, Quantity
-from coordcheck.judge.theory import RULES, Form, forms
+from coordcheck.judge.parametrizations import RULES
+from coordcheck.judge.theory import Form, forms
 from coordcheck.records.schema import ARROW
 
 ACCEPTED = "accepted"  # the verdict of a deviation that a user accepts by name

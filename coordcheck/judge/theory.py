@@ -1,15 +1,16 @@
 """Which exponents theory expects, of curves and of what a model is made of, with the source of each.
 
 Sources: Tensor Programs V (Yang et al., arXiv 2203.03466), for Adam-like and SGD-like optimizers with the
-learning rates of its tables 3, 8 and 9; Everett et al. (arXiv 2407.05872) for standard parametrization.
+learning rates of its tables 3, 8 and 9; Everett et al. (arXiv 2407.05872) for standard parametrization; for the others
+their row in :mod:`coordcheck.judge.parametrizations`.
 """
 
 from dataclasses import dataclass
 from math import inf, nan
 
+from coordcheck.judge.parametrizations import TABLES, TPV, Table
 from coordcheck.records.schema import UNKNOWN, WEIGHTS
 
-TPV = "Tensor Programs V, arXiv 2203.03466"
 EVERETT = "Everett et al., arXiv 2407.05872"
 NO_CLAIM = "no claim"
 SPECTRAL = "Yang, Simon, Bernstein, arXiv 2310.17813, condition 1"
@@ -37,7 +38,7 @@ def expected(
     """The exponents that a curve may have.
 
     Args:
-        parametrization: "mup" or "sp".
+        parametrization: A row of :data:`coordcheck.judge.parametrizations.TABLES`, such as "mup" or "sp".
         role: Of the module; "attention_logits" for q·k, "loss" for the loss.
         kind: "activation", "delta", "effective_update", "gradient", "weight" or "update"; of the last two the slope is
             that of the spectral norm, of a weight that no forward multiplier follows.
@@ -60,7 +61,48 @@ def expected(
         return _mup(role, kind, step, readout, heads_grow)
     if parametrization == "sp":
         return _sp(role, kind, step, update)
-    raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")
+    return _of_table(table_of(parametrization), role, kind, step, readout, update, heads_grow)
+
+
+def table_of(parametrization: str) -> Table:
+    """The row of a parametrization.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if parametrization not in TABLES:
+        raise ValueError(f"`expect` is one of {list(TABLES)}; got {parametrization!r}. For example expect='mup'.")
+    return TABLES[parametrization]
+
+
+def _of_table(
+    table: Table, role: str, kind: str, step: int, readout: str | None, update: str, heads_grow: bool
+) -> Expectation:
+    """By the limits of a row, see :meth:`Table.effective_update`."""
+    if role == "attention_logits":
+        # K terms, independent at init and aligned at best, times K^-1/2 or 1/K
+        start = table.attention + 0.5 if heads_grow else 0.0
+        aligned = table.attention + 1.0 if heads_grow else 0.0
+        return Expectation(start, start if step == 0 else max(start, aligned), f"{table.source}: q·k")
+    logits = role in ("readout", "projection") and kind != "effective_update"
+    if kind == "activation" and not logits:
+        return Expectation(0.0, 0.0, f"{table.source}: every entry is O(1)")
+    if logits:
+        # fan-in is smaller than what a row says where that is constant; one that starts at zero may do so in any row
+        std = table.std("readout", table.multiplier("readout"))
+        start = table.multiplier("readout") + (min(std, -0.5) if readout == "fan_in" else std) + 0.5
+        low = min(start, 0.0)
+        high = start if kind == "activation" and step == 0 and readout in ("constant", "fan_in") else max(start, 0.0)
+        return Expectation(low, high, f"{table.source}: independent terms at init, which training aligns")
+    limit = table.effective_update(role, update)
+    if limit is None:
+        return Expectation(-inf, inf, f"{NO_CLAIM}: {table.source} has no learning rate for this optimizer")
+    # SGD's steps are as small as the gradient that a readout passes on, which one that starts at zero makes smaller
+    smaller = table.effective_update(role, update, zero_readout=readout != "constant")
+    low, high = sorted((limit, limit if smaller is None else smaller))
+    # what an input's update lacks, those of the layers behind it make up for
+    moved = max(high, 0.0) if kind == "delta" and role != "input" else high
+    return Expectation(low, moved, f"{table.source}: every change of an entry is O(1)")
 
 
 def _mup(role: str, kind: str, step: int, readout: str | None, heads_grow: bool) -> Expectation:
@@ -152,20 +194,8 @@ class Form:
         return f"init std {self.std:+.1f}, learning rate {self.lr:+.1f}{forward}"
 
 
-# Exponents without a forward multiplier. Std: what keeps the size of the output at step 0, for a readout one half less
-# (Tensor Programs V, table 3). A projection's output is finite as a readout's, but layers read it, so either will do.
-_STD = {"input": 0.0, "hidden": -0.5, "readout": -1.0, "projection": -0.5, "vector": 0.0, "fixed": 0.0}
-# Learning rates, by how a step depends on what it is given. An update sums over a fan-in that grows as aligned terms,
-# width^1. Muon's step has a fixed operator norm, which makes an output of sqrt(fan_in / fan_out) times the input's.
-_RATE = {
-    "adam": {"input": 0.0, "hidden": -1.0, "readout": -1.0, "projection": -1.0, "vector": 0.0, "fixed": 0.0},
-    "sgd": {"input": 1.0, "hidden": 0.0, "readout": -1.0, "projection": -1.0, "vector": 1.0, "fixed": 0.0},
-    "muon": {"input": 0.5, "hidden": 0.0, "readout": -0.5, "projection": -0.5, "vector": 0.0, "fixed": 0.0},
-}
-RULES = (*_RATE, "adafactor")  # of steps that theory knows
 # by how much a multiplier that is not known may shift them
 _SHIFTS = {"input": (0.0, -0.5), "hidden": (0.0, 0.5), "readout": (0.0, 0.5, 1.0)}
-DERIVED = "derived from Tensor Programs V, arXiv 2203.03466, appendix J, for steps of this kind"
 
 
 def forms(
@@ -185,7 +215,7 @@ def forms(
     Adam, which does not see the gradient's size, needs width^-m times the learning rate and SGD width^-2m.
 
     Args:
-        parametrization: "mup" or "sp".
+        parametrization: A row of :data:`coordcheck.judge.parametrizations.TABLES`.
         role: Of the weight.
         update: How a step depends on what it is given, see :class:`coordcheck.observe.optimizer.Step`.
         tied: Whether an embedding's weight is the readout's too.
@@ -197,24 +227,25 @@ def forms(
     Raises:
         ValueError: if the parametrization is unknown.
     """
-    if parametrization == "mup":
-        return _mup_forms("input" if tied else role, update, multiplier, step, std)
     if parametrization == "sp":
         return _sp_forms(role, tied, multiplier, readout_multiplier)
-    raise ValueError(f"`expect` is 'mup' or 'sp'; got {parametrization!r}. For example expect='mup'.")
+    usual = possible_multipliers if parametrization == "mup" else table_of(parametrization).usual_multipliers
+    role = "input" if tied else role
+    multipliers = usual(role) if multiplier is None else (multiplier,)
+    known = multiplier is not None
+    return tuple(_form(table_of(parametrization), role, update, m, known, step, std) for m in multipliers)
 
 
-def _mup_forms(role: str, update: str, multiplier: float | None, step: float, std: float) -> tuple[Form, ...]:
-    lr = _RATE["adam" if update == "adafactor" else update][role] - step - (std if update == "adafactor" else 0.0)
-    slope = 2 if update == "sgd" else 1
-    source = f"{TPV}, tables 3, 8 and 9" if update in ("adam", "sgd") else DERIVED
-    multipliers = possible_multipliers(role) if multiplier is None else (multiplier,)
-    result = []
-    for m in multipliers:
-        at_zero = role in ("vector", "fixed") or (role == "readout" and multiplier is not None)
-        smallest = -inf if at_zero else _STD[role] - m - (0.5 if role == "projection" else 0.0)
-        result.append(Form(_STD[role] - m, lr - slope * m, m + 0.0, source, smallest))
-    return tuple(result)
+def _form(table: Table, role: str, update: str, m: float, known: bool, step: float, std: float) -> Form:
+    """The form in which the product is multiplied by width^m."""
+    own = table.std(role, m)
+    # Adafactor's steps are Adam's times the weight that is there
+    rate = table.rate(role, "adam" if update == "adafactor" else update, m)
+    lr = nan if rate is None else rate - step - (std if update == "adafactor" else 0.0)
+    at_zero = role in ("vector", "fixed") or (role == "readout" and known)
+    smallest = -inf if at_zero else own - (0.5 if role == "projection" else 0.0)
+    source = table.source if update in ("adam", "sgd") else f"derived from {table.source}, for steps of this kind"
+    return Form(own, lr, m + 0.0, source, smallest)
 
 
 def possible_multipliers(role: str) -> tuple[float, ...]:

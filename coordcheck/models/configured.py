@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import mup
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from coordcheck.config.load import default_model
 from coordcheck.config.rules import head_count
 from coordcheck.config.schema import NO_NUMBERS, CheckConfig, Embedding, Parametrization, ParametrizationConfig, Readout
+from coordcheck.judge.parametrizations import LAYERS, TABLES, Table
+from coordcheck.models.cured import Multiply
 from coordcheck.models.initialize import Rule, Std, initialize
 from coordcheck.models.layers import materialize
 from coordcheck.models.optimizers import make_optimizer
@@ -38,6 +41,7 @@ class ConfiguredCell(Cell):
 
     def __init__(self, config: CheckConfig):
         self.config = config
+        self._widths: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, which makes the rest anew: the configuration, and the roles that were read."""
@@ -103,6 +107,16 @@ class ConfiguredCell(Cell):
         return self.config.parametrization.name == Parametrization.mup
 
     @property
+    def table(self) -> Table:
+        """The row of its parametrization."""
+        return TABLES[self.config.parametrization.name]
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the row is applied here: the mup package applies muP's, and the models are written in standard's."""
+        return self.config.parametrization.name not in (Parametrization.mup, Parametrization.sp)
+
+    @property
     def tied(self) -> bool:
         """Whether the readout's weight is the embedding's."""
         return self.config.embedding.name in (Embedding.tied, Embedding.tied_rescaled)
@@ -155,7 +169,11 @@ class ConfiguredCell(Cell):
     def build(self, width: int, seed: int, device: torch.device) -> nn.Module:
         """A model on `device`, every parameter written once."""
         model = materialize(self.on_meta(width), device)
-        initialize(model, self.roles, self.rules(), torch.Generator(device).manual_seed(seed))
+        rules = self.rules_by_row(width) if self.by_row else self.rules()
+        initialize(model, self.roles, rules, torch.Generator(device).manual_seed(seed))
+        self._widths[model] = width
+        if self.by_row:
+            self._multiply(model, width)
         if self.in_mup:
             # Our table writes muP's values, so mup has nothing to rescale, as it would for torch's own fan-in init.
             # `tied_rescaled` lets it, as the released package does: the shared weight is then multiplied by
@@ -164,9 +182,32 @@ class ConfiguredCell(Cell):
             mup.set_base_shapes(model, self._base_infshapes, rescale_params=rescale)
         return model
 
+    def rules_by_row(self, width: int) -> list[Rule]:
+        """The rules, whose stds stay what they are at the base width and grow as the row says.
+
+        A readout that was asked to have fan-in initialization keeps it.
+        """
+        kept = {"readout"} if self.config.readout.name == Readout.fan_in else set()
+        rules = []
+        for rule in self.rules():
+            if rule.std is not None and rule.role in {*LAYERS} - kept:
+                power = self.table.std(rule.role, self.table.multiplier(rule.role)) - rule.std.exponent
+                factor = rule.std.factor * (width / self.config.base_width) ** power
+                rule = dataclasses.replace(rule, std=Std(factor, rule.std.exponent))
+            rules.append(rule)
+        return rules
+
+    def _multiply(self, model: nn.Module, width: int) -> None:
+        """Lets each module multiply what it reads by the row's power of width."""
+        for name, role in self.roles.items():
+            if power := self.table.multiplier(role):
+                factor = (width / self.config.base_width) ** power
+                model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(Multiply(factor))
+
     def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
-        """An optimizer of its parameters."""
-        return make_optimizer(model, self.config.optimizer, self.config.parametrization.name)
+        """An optimizer of its parameters, as the width wants it that the model was built for."""
+        width_mult = self._widths.get(model, width) / self.config.base_width
+        return make_optimizer(model, self.config.optimizer, self.config.parametrization.name, self.roles, width_mult)
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """Inputs and targets, (B, L) each."""

@@ -116,17 +116,18 @@ def attach(cure: CureTable, model: nn.Module, width: int) -> None:
                 f"what {name!r} reads must be multiplied by width_mult^{power:g}, and it is no module of its own. "
                 f"For example multiply it in the model's forward."
             )
-        modules[name].register_forward_pre_hook(_Multiply((width / cure.base_width) ** power))
+        modules[name].register_forward_pre_hook(Multiply((width / cure.base_width) ** power))
     _attached.add(model)
 
 
-class _Multiply:
-    """A hook that multiplies the first input of a module."""
+class Multiply:
+    """A hook that multiplies the first input of a module by a number."""
 
     def __init__(self, factor: float):
         self.factor = factor
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What the module reads, its first input multiplied."""
         return (inputs[0] * self.factor, *inputs[1:])
 
 

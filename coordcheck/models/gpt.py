@@ -110,10 +110,13 @@ class GPTCell(ConfiguredCell):
     """A decoder of this project."""
 
     def attention_scale(self, width: int) -> float:
-        """What q·k is multiplied by: K^-1/2 in SP; in muP proportional to 1/K and equal to SP at base width."""
+        """What q·k is multiplied by: K^-1/2 in SP; in muP proportional to 1/K and equal to SP at base width.
+
+        Source: the row of the parametrization in :mod:`coordcheck.judge.parametrizations`.
+        """
         base = self.config.base_width // self.heads(self.config.base_width)
         head_size = width // self.heads(width)
-        return float(base**0.5 / head_size if self.in_mup else head_size**-0.5)
+        return float(base**-0.5 * (head_size / base) ** self.table.attention)
 
     def structure(self, width: int) -> nn.Module:
         """A GPT."""

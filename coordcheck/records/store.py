@@ -92,7 +92,7 @@ class RunStore:
 def _verified(path: Path, width: int, seed: int) -> pd.DataFrame:
     records = read_parquet(path)
     try:
-        records = check_records(records)
+        records = check_records(records, losses=True)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     claimed = records.attrs.pop(CHECKSUM, None)

@@ -64,7 +64,11 @@ VERDICT_SCHEMA = {
         "audit": {
             "type": ["object", "null"],
             "required": ["widths", "expect"],
-            "properties": {"widths": _WIDTHS, "expect": {"enum": ["mup", "sp"]}, "sha256": _TEXT},
+            "properties": {
+                "widths": _WIDTHS,
+                "expect": {"enum": ["mup", "sp", "sp_full_align", "ntk", "mean_field", "umup"]},
+                "sha256": _TEXT,
+            },
         },
         "unaudited": _TEXT,
         "trials": {"type": "array", "items": _TRIAL},

@@ -11,7 +11,7 @@ import pickle
 import platform
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from typing import Any
 import cloudpickle
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coordcheck.records.store import RunStore, code_hash, current_versions
 from coordcheck.run.cell import Cell
@@ -29,6 +29,8 @@ from coordcheck.run.device import release
 from coordcheck.run.theirs import describe, is_out_of_memory
 from coordcheck.run.train import RECOMPUTES, RunPlan, run
 
+# from a model that is built, its optimizer, width and seed to records
+Trainer = Callable[[nn.Module, torch.optim.Optimizer, int, int], pd.DataFrame]
 _one_at_a_time = Lock()  # in a process: runs share torch's global generator and its number of threads
 
 
@@ -199,6 +201,7 @@ def train_one(
     batch_seed: int | None,
     building: AbstractContextManager[Any] | None = None,
     stop: Event | None = None,
+    train: Trainer | None = None,
 ) -> Outcome:
     """Builds a model and trains it.
 
@@ -210,6 +213,7 @@ def train_one(
         batch_seed: Of the batch; None for that of the run.
         building: Held while anything may draw from torch's global generator, which all threads share.
         stop: Ends the run before its next step when set.
+        train: What trains the model, with batches of its own; None to record its layers.
 
     Raises:
         Cancelled: if `stop` was set.
@@ -218,9 +222,12 @@ def train_one(
         with building or nullcontext():
             model = cell.build(width, seed, plan.device)
             optimizer = cell.optimizer(model, width)
-            batch = cell.batch(seed if batch_seed is None else batch_seed, plan.device)
+            batch = cell.batch(seed if batch_seed is None else batch_seed, plan.device) if train is None else None
         of = {"width": width, "seed": seed}
-        records = run(model, optimizer, batch, cell.loss, plan, **of, roles=cell.roles, stop=stop)
+        if train is None:
+            records = run(model, optimizer, batch, cell.loss, plan, **of, roles=cell.roles, stop=stop)
+        else:
+            records = train(model, optimizer, width, seed)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,13 +37,14 @@ from coordcheck.run.estimate import (
     useful_workers,
 )
 from coordcheck.run.executors import TRIES, Engine
-from coordcheck.run.one import Outcome, pack, run_one, train_one
+from coordcheck.run.one import Outcome, Trainer, pack, run_one, train_one
 from coordcheck.run.spread import Run, spread
 from coordcheck.run.train import Cancelled, RunPlan
 
 LONGEST = 300  # characters of what a worker died of
 NAMED = 4  # runs that a progress bar has room for
 ROOM = 0.8  # of a device's memory, for all runs that go on at a time
+BUILDING = Lock()  # what makes a model or a batch may draw from torch's global generator, which all threads share
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,6 @@ class RunQueue:
     title: str = "check"
     batch_seed: int | None = None
     engine: Engine | None = None
-    _building: Lock = field(default_factory=Lock, init=False)
     _stop: Event = field(default_factory=Event, init=False)
     _too_large: set[int] = field(default_factory=set, init=False)
     _lost: dict[Run, str] = field(default_factory=dict, init=False)
@@ -179,8 +179,11 @@ class RunQueue:
             KeyboardInterrupt: on Ctrl-C; finished runs are stored.
         """
         self._make([run for run in self.left() if run not in self._lost and run[0] not in self._too_large])
-        found = {run: self._frames[run] for run in self.runs() if run in self._frames}
-        return Finished(self._collect(found), self._skipped())
+        return Finished(self._collect(self.done()), self._skipped())
+
+    def done(self) -> dict[Run, pd.DataFrame]:
+        """The records of each run that is done, in the order of :meth:`runs`."""
+        return {run: self._frames[run] for run in self.runs() if run in self._frames}
 
     def _make(self, runs: Sequence[Run]) -> None:
         """Makes runs and keeps their records."""
@@ -250,12 +253,18 @@ class RunQueue:
         if width in self._too_large:
             return Outcome(None)
         try:
-            outcome = train_one(self.cell, self.plan, width, seed, self.batch_seed, self._building, self._stop)
+            how = self.batch_seed, BUILDING, self._stop, self.trainer
+            outcome = train_one(self.cell, self.plan, width, seed, *how)
         except Cancelled as error:
             raise CancelledError from error
         if self.store is not None and outcome.records is not None:
             self.store.put(width, seed, outcome.records)
         return outcome
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """What trains a model that is built; None where its layers are recorded."""
+        return None
 
     def _collect(self, frames: dict[tuple[int, int], pd.DataFrame]) -> pd.DataFrame:
         """One frame of the widths that ran with every seed, the same whatever the order in which runs ended."""
@@ -277,9 +286,42 @@ class RunQueue:
             records.attrs.pop(CLASSES, None)
         return records
 
+    @property
+    def too_large(self) -> set[int]:
+        """Widths that did not fit into memory."""
+        return self._too_large
+
     def _skipped(self) -> list[str]:
         too_large = [f"width {width} skipped: out of memory" for width in sorted(self._too_large)]
         return [*too_large, *(said for run, said in sorted(self._lost.items()) if run in {*self.runs()})]
+
+
+def finish_together(queues: Sequence[RunQueue], title: str) -> None:
+    """Runs what none of these queues has done or stored yet, longest first, as many at a time as the first one says.
+
+    Args:
+        queues: Of one device.
+        title: Shown before the progress bar.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; finished runs are stored.
+    """
+    left = [(queue, run) for queue in queues for run in queue.left()]
+    left.sort(key=lambda entry: -entry[1][0])
+    with _progress() as progress, ThreadPoolExecutor(queues[0].workers) as pool:
+        bar = progress.add_task(title, total=sum(cost(width) for _, (width, _) in left), run="")
+        futures = {pool.submit(queue._outcome, *run): (queue, run) for queue, run in left}
+        try:
+            for future in as_completed(futures):
+                queue, run = futures[future]
+                queue._take(run, future.result())
+                progress.advance(bar, cost(run[0]))
+                _tell(progress, bar, [run for going, (_, run) in futures.items() if going.running()])
+        except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
+            for queue in queues:
+                queue._stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @contextmanager

@@ -58,8 +58,8 @@ def test_where_theory_has_no_claim_any_exponent_will_do(curve):
 
 
 def test_an_unknown_parametrization_is_named():
-    with pytest.raises(ValueError, match=r"'ntk'.*expect='mup'"):
-        expected("ntk", "hidden", "delta", 1)
+    with pytest.raises(ValueError, match=r"'xp'.*expect='mup'"):
+        expected("xp", "hidden", "delta", 1)
 
 
 # of Tensor Programs V, as exponents of width: std (half the variance's), rate of SGD, rate of Adam, multiplier
@@ -95,8 +95,8 @@ def test_forms_differ_by_the_symmetry_of_the_paper(role):
 
 
 def test_forms_of_an_unknown_parametrization_are_refused():
-    with pytest.raises(ValueError, match=r"'ntk'.*expect='mup'"):
-        forms("ntk", "hidden", "adam")
+    with pytest.raises(ValueError, match=r"'xp'.*expect='mup'"):
+        forms("xp", "hidden", "adam")
 
 
 @pytest.mark.parametrize(("grow", "step", "low"), [(True, 0, -0.5), (False, 0, 0.0), (False, 1, -0.5)])

@@ -18,6 +18,7 @@ from coordcheck.config.load import load
 from coordcheck.config.schema import Precision
 from coordcheck.models.families import make_cell
 from coordcheck.models.own import OwnCell, import_dotted
+from coordcheck.run import queue
 from coordcheck.run.queue import RunQueue
 from coordcheck.run.train import RunPlan
 
@@ -231,13 +232,13 @@ def test_training_that_draws_random_numbers_goes_on_one_run_at_a_time(made, alon
 def trained(monkeypatch):
     """Width and seed of every run that is trained, not found."""
     runs = []
-    train = RunQueue._train
+    train = queue.train_one
 
-    def counted(queue, width, seed):
+    def counted(cell, plan, width, seed, *rest):
         runs.append((width, seed))
-        return train(queue, width, seed)
+        return train(cell, plan, width, seed, *rest)
 
-    monkeypatch.setattr(RunQueue, "_train", counted)
+    monkeypatch.setattr(queue, "train_one", counted)
     return runs
 
 
