@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib as mpl
 import numpy as np
@@ -32,14 +32,15 @@ Colour = tuple[float, float, float]
 
 def save_figure(figure: Figure, path: Path, config: Mapping[str, Any]) -> None:
     """Writes a PNG atomically, with the configuration as JSON in its metadata ("Description")."""
-    description = json.dumps(config, default=str)
+    write_atomically(path, lambda temporary: write_png(figure, temporary, config))
 
-    def write(temporary: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
-            figure.savefig(temporary, dpi=DOTS, metadata={"Software": "coordcheck", "Description": description})
 
-    write_atomically(path, write)
+def write_png(figure: Figure, target: Path | BinaryIO, config: Mapping[str, Any], dots: int = DOTS) -> None:
+    """Writes a PNG to a file or into memory, see :func:`save_figure`."""
+    metadata = {"Software": "coordcheck", "Description": json.dumps(config, default=str)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
+        figure.savefig(target, format="png", dpi=dots, metadata=metadata)
 
 
 def plain(text: object, most: int = LONGEST_LABEL) -> str:
