@@ -630,6 +630,29 @@ def test_no_picture_is_drawn_before_a_notebook_asks(gate, tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+class AsNanoGPT(nn.Module):
+    """Takes its targets, and returns logits and loss; without targets the last logits, and None."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.wte, self.lm_head = nn.Embedding(16, width), nn.Linear(width, 16)
+
+    def forward(self, idx, targets=None):
+        logits = self.lm_head(self.wte(idx))
+        if targets is None:
+            return logits[:, [-1]], None
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def test_a_model_that_returns_logits_and_loss_is_trained_on_its_loss():
+    tokens = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(0))
+    both = {"idx": tokens[:, :-1], "targets": tokens[:, 1:]}
+    model = AsNanoGPT(8)
+    assert default_loss(model, both) == model(**both)[1]
+    with pytest.raises(ValueError, match=r"A model that takes its targets gets a dict, for example batch=\{'idx': "):
+        default_loss(model, (tokens[:, :-1], tokens[:, 1:]))
+
+
 @pytest.mark.parametrize("damage", ["cut", "edited"])
 def test_an_audit_that_is_not_the_stored_one_is_refused(tmp_path, mup_check, damage):
     mup_check.save(tmp_path)

@@ -15,15 +15,16 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         batch: A dict, or (inputs, targets).
 
     Returns:
-        ``output.loss`` (or ``output["loss"]``) where there is one, else the mean cross entropy of the output, or its
-        ``logits``, or the first tensor of a tuple, shape (..., classes), with integer targets (...).
+        ``output.loss`` (or ``output["loss"]``, or the one number in a tuple) where there is one, else the mean cross
+        entropy of the output, or its ``logits``, or the first tensor of a tuple, shape (..., classes), with integer
+        targets (...).
 
     Raises:
         ValueError: if the batch is neither, a dict batch gives no loss, or targets do not fit the output.
     """
     loss: Tensor | None
     if isinstance(batch, Mapping):
-        loss = _part(model(**batch), "loss")
+        loss = _loss_in(model(**batch))
         if loss is None:
             raise ValueError(
                 "the model's output has no loss for a dict batch; give the batch labels, or `loss`. For example "
@@ -37,12 +38,20 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         )
     inputs, targets = batch
     output = model(inputs)
-    loss = _part(output, "loss")
+    loss = _loss_in(output)
     return _cross_entropy(_logits(output), targets) if loss is None else loss
 
 
 def _part(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _loss_in(output: Any) -> Tensor | None:
+    """The loss that a model returns itself, by name or, as nanoGPT's does, in a tuple with its logits."""
+    loss: Tensor | None = _part(output, "loss")
+    if loss is None and isinstance(output, list | tuple):
+        loss = next((part for part in output if isinstance(part, Tensor) and part.ndim == 0), None)
+    return loss
 
 
 def _logits(output: Any) -> Any:
@@ -63,8 +72,9 @@ def _cross_entropy(logits: Any, targets: Any) -> Tensor:
         )
         raise ValueError(
             f"the default loss is cross entropy of an output (..., classes) with integer targets (...); got an output "
-            f"of {shape or type(logits).__name__} and targets {got}. For another loss, for example "
-            f"loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
+            f"of {shape or type(logits).__name__} and targets {got}. A model that takes its "
+            f"targets gets a dict, for example batch={{'idx': tokens[:, :-1], 'targets': tokens[:, 1:]}}; another loss "
+            f"is given, for example loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
         )
     if not targets.numel():
         raise ValueError(
