@@ -227,7 +227,7 @@ def test_rows_hold_each_module_once_in_forward_order_and_those_at_fault_alone():
     assert [module for row in rows for module in row.modules] == names
     assert Row(("decoder.blocks.9.c",), "decoder.blocks.9.c") in rows
     assert len(rows) <= MOST_ROWS
-    assert {row.label() for row in rows} >= {"encoder.blocks.0 … 3  (16 modules)"} or len(rows) > 40
+    assert len({row.label() for row in rows}) == len(rows) > MOST_ROWS / 2
 
 
 def test_a_row_of_several_modules_shows_the_worst(gate):

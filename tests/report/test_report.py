@@ -61,7 +61,8 @@ def printed(check, verbose=False, **terminal):
 
 def test_the_terminal_shows_first_what_decides(gate):
     first, second, *rest = printed(check_of(gate, 0.5)).splitlines()
-    assert (first, second) == ("FAIL: 1 of 1 curves is at fault.", "widths 64–512 (4) · 5 seeds")
+    assert (first, second) == ("FAIL: 1 of 1 curves is at fault.", "widths 64-512 (4) | 5 seeds")
+    assert "\n".join(printed(check_of(gate, 0.6), verbose=True)).isascii()
     labels = {line[:14].strip(): line[14:] for line in rest}
     assert [*labels] == ["First fault", "Why", "What to do", "Control", "Note", "Picture", "Files"]
     assert labels["First fault"] == "unexplained at attn.weight"
