@@ -271,7 +271,8 @@ def megabytes(package: str) -> str:
     given, _ = needs("torch")
     files = [file.locate() for name in ours - given for file in distribution(name).files or []]
     size = sum(file.stat().st_size for file in files if file.exists())
-    return f"{size / 1e6:.0f}" + (f", and {len(missing)} packages that are not installed here" if missing else "")
+    left_out = ", ".join(sorted(missing)) if len(missing) < 3 else f"{len(missing)} packages"
+    return f"{size / 1e6:.0f}" + (f" ({left_out} not installed, not counted)" if missing else "")
 
 
 def needs(package: str) -> tuple[set[str], set[str]]:

@@ -85,7 +85,7 @@ class CoordCheck(Judgement):
         """What a notebook shows: the verdict, the findings, the control and the picture, which is drawn only here."""
         from coordcheck.report.figures.check import report_figure
         from coordcheck.report.figures.style import write_png
-        from coordcheck.report.html import check_html
+        from coordcheck.report.notebook import check_html
 
         picture = BytesIO()
         write_png(report_figure(self), picture, self.config, NOTEBOOK_DOTS)

@@ -36,22 +36,24 @@ def end(command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentP
         raise SystemExit(1) from None
 
 
-def new_parser(name: str, does: str, examples: Mapping[str, str], codes: str = "") -> argparse.ArgumentParser:
+def new_parser(
+    name: str, does: str, examples: Mapping[str, str], codes: Mapping[str, str] = EXIT_CODES
+) -> argparse.ArgumentParser:
     """A parser whose help is a manual page.
 
     Args:
         name: Of the command.
         does: What it does: its first sentence is the title, the rest a paragraph.
         examples: Commands, and what each is for.
-        codes: What the exit codes are of, where that is not plain.
+        codes: What the exit codes mean.
     """
     parser = argparse.ArgumentParser(
         prog=name,
         description=_wrapped(does),
         epilog="\n".join(
             [
-                f"exit codes{codes}:",
-                *(f"  {code}  {meaning}" for code, meaning in EXIT_CODES.items()),
+                "exit codes:",
+                *(f"  {code}  {meaning}" for code, meaning in codes.items()),
                 "",
                 "examples:",
                 *(line for command, use in examples.items() for line in (f"  {command}", f"      {use}")),

@@ -12,12 +12,12 @@ def main() -> None:
     parser = new_parser(
         "coordcheck-cure",
         "Find a factor on each initial weight and on each learning rate that put a model into muP without a change of "
-        "its code, and check the model with them. Writes the table, cure.yaml, and the checks before and after it.",
+        "its code, and check the model with them. Writes the table, cure.yaml, and the checks before and after it. "
+        "The exit code is that of the check after the cure.",
         {
             "coordcheck-cure model=hf model.config=llama": "a model of transformers",
             "coordcheck-cure model=own model.build=my_package.my_module.build --as python": "yours, and code to paste",
         },
-        " (of the check after the cure)",
     )
     parser.add_argument("override", nargs="*", help=OVERRIDES)
     parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME/cure")

@@ -52,7 +52,7 @@ Examples
   coordcheck experiment=mup_shared_readout                 one of the discussions in docs/discussions.md
 
 See also
-  coordcheck-audit, coordcheck-cure, coordcheck-report, coordcheck-gate: each with --help
+  coordcheck-audit, coordcheck-cure, coordcheck-report, coordcheck-compare, coordcheck-gate: each with --help
 """
 
 
