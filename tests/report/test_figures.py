@@ -16,7 +16,7 @@ from coordcheck.report.figures.check import draw_panel, pick_steps, report_figur
 from coordcheck.report.figures.curves import LABELLED
 from coordcheck.report.figures.heat_map import draw_heat_map
 from coordcheck.report.figures.rows import MOST_ROWS, Row, rows_of
-from coordcheck.report.figures.style import LEGIBLE, VERDICT_COLOURS, contrast, depth_colours, ink
+from coordcheck.report.figures.style import VERDICT_COLOURS, contrast, depth_colours, ink
 from coordcheck.report.figures.summary import summary_figure
 
 
@@ -285,4 +285,14 @@ def test_what_is_written_can_be_read_in_every_style(failing, style):
         shown = [text for text in [*texts, *names, figures[0]._suptitle] if text.get_text()]
         assert len(shown) > 10
         for text in shown:
-            assert contrast(text.get_color(), ground) >= LEGIBLE, text
+            assert contrast(text.get_color(), ground) >= 4.5, text
+
+
+def test_long_names_stay_inside_their_panels(gate):
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.of_a_model_with_long_names"
+    check = check_of(gate, {(name, "activation", s): power(0.5 * s, 0.01) for s in (0, 1, 2, 3)})
+    for figure in (report_figure(check), summary_figure({"a=1": check}, [["a=1"]])):
+        figure.draw_without_rendering()
+        for axes in figure.findobj(Axes):
+            for text in axes.texts if axes.get_xscale() == "log" else []:
+                assert text.get_window_extent().x1 <= axes.get_window_extent().x1, text

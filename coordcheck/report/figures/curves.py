@@ -15,7 +15,7 @@ from coordcheck.records.schema import sizes
 from coordcheck.report.figures.style import MARKS, SMALL, background, depth_colours, ink, plain
 
 LABELLED = 3
-IN_LEGEND = 6
+IN_LEGEND, IN_PANEL = 6, 31  # names in a legend; characters of a name that fit into a panel
 HUGE = 1e100
 LINE_HEIGHT = 1.35  # distance of lines of text, in sizes of the font
 
@@ -81,7 +81,7 @@ def label_worst(
     highest_first = sorted(chosen.to_dict("records"), key=lambda row: ends[row["module"]], reverse=True)
     for number, row in enumerate(highest_first):
         axes.annotate(
-            f"{MARKS[row['verdict']]} {plain(row['module'])} {row['slope']:+.2f}".strip(),
+            f"{MARKS[row['verdict']]} {plain(row['module'], IN_PANEL)} {row['slope']:+.2f}".strip(),
             (0.03, 0.97),
             xycoords="axes fraction",
             xytext=(0, -number * LINE_HEIGHT * SMALL),
@@ -140,5 +140,7 @@ def draw_loss(axes: Axes, records: pd.DataFrame) -> None:
         axes.autoscale_view()
     shown = list(colours)[:: max(1, -(-len(colours) // IN_LEGEND))]
     _legend_of(axes, {step: colours[step] for step in shown}, "best")
+    box = axes.get_legend().get_frame()  # type: ignore[union-attr]
+    box.set(visible=True, facecolor=background(), edgecolor="none", alpha=0.8)
     axes.set_title("loss", fontsize=10, y=1.0)
     axes.set_xlabel("width")
