@@ -15,7 +15,7 @@ from coordcheck.records.schema import sizes
 from coordcheck.report.figures.style import MARKS, SMALL, background, depth_colours, ink, plain
 
 LABELLED = 3
-IN_LEGEND, IN_PANEL = 6, 31  # names in a legend; characters of a name that fit into a panel
+IN_LEGEND, IN_PANEL = 6, 28  # names in a legend; characters of a name that fit into a panel
 HUGE = 1e100
 LINE_HEIGHT = 1.35  # distance of lines of text, in sizes of the font
 

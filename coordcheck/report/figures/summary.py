@@ -11,11 +11,12 @@ from coordcheck.judge.finding import Finding
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import worst_first
 from coordcheck.records.schema import LOSS_MODULE
-from coordcheck.report.figures.curves import IN_PANEL, LINE_HEIGHT, draw_lines, make_headroom
+from coordcheck.report.figures.curves import LINE_HEIGHT, draw_lines, make_headroom
 from coordcheck.report.figures.rows import rows_of, worst_of_rows
 from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, depth_colours, ink, plain
 
 LONGEST, LINE = 400, 42  # characters of a label, and of a line of it
+LONGEST_NAME = 38  # characters of a name that fit into a panel
 PANEL = 4.1, 3.0  # inches
 LEAST, HEADING, TITLE_LINE = 7.0, 0.75, 0.17  # inches of all panels, of what stands above them, and of a title's line
 
@@ -97,7 +98,7 @@ def mark_fault(axes: Axes, fault: Finding, lines: Mapping[str, pd.DataFrame]) ->
     axes.text(
         0.03,
         0.97,
-        f"fault starts at {plain(fault.parameter or fault.module, IN_PANEL)}\n{fault.fault}: {fault.shown_by}",
+        f"fault starts at {plain(fault.parameter or fault.module, LONGEST_NAME)}\n{fault.fault}: {fault.shown_by}",
         transform=axes.transAxes,
         va="top",
         fontsize=SMALL + 1,
@@ -114,7 +115,7 @@ def label_extremes(axes: Axes, slopes: pd.DataFrame, colours: Mapping[str, tuple
     ends = {"highest": known.iloc[int(known["slope"].argmax())], "lowest": known.iloc[int(known["slope"].argmin())]}
     for number, (end, row) in enumerate(ends.items()):
         axes.annotate(
-            f"{end} slope: {plain(row['module'], IN_PANEL)} {row['slope']:+.2f}, {row['verdict']}",
+            f"{end} slope: {plain(row['module'], LONGEST_NAME)} {row['slope']:+.2f}, {row['verdict']}",
             (0.03, 0.97),
             xycoords="axes fraction",
             xytext=(0, -below - number * LINE_HEIGHT * SMALL),
