@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ from coordcheck.records.files import (
 from coordcheck.records.lock import locked
 from coordcheck.records.merge import read_records
 from coordcheck.records.mup_format import to_mup
-from coordcheck.records.names import printable
 from coordcheck.records.verdict import AGAIN, AUDIT_AGAIN, JUDGED, read_audit_table, read_verdict, sha256
 
+NOTEBOOK_DOTS = 80  # an inch, of the picture in a notebook
 PATIENCE = 60.0  # seconds to wait for another process that saves to the same directory
 
 
@@ -82,11 +82,14 @@ class CoordCheck(Judgement):
         return "\n".join(filter(None, [self.cell(), self.sentence(), str(self.control), self.rerun_sentence()]))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict, its reason and the control."""
-        colours = {"pass": "#00705a", "fail": "#b3200e", "inconclusive": "#8a6d00"}
-        cell, reason, control = (escape(printable(text)) for text in (self.cell(), self.sentence(), self.control))
-        verdict = f"<b style='color:{colours[self.verdict]}'>{self.verdict.upper()}</b>"
-        return f"<p>{verdict} {cell}</p><p>{reason}</p><p>{control}</p>"
+        """What a notebook shows: the verdict, the findings, the control and the picture, which is drawn only here."""
+        from coordcheck.report.figures.check import report_figure
+        from coordcheck.report.figures.style import write_png
+        from coordcheck.report.notebook import check_html
+
+        picture = BytesIO()
+        write_png(report_figure(self), picture, self.config, NOTEBOOK_DOTS)
+        return check_html(self, picture.getvalue())
 
     def plot(self, path: str | Path) -> None:
         """Writes the picture of the check, a PNG: the curves, and the slope of every module at every step."""

@@ -1,11 +1,16 @@
 """The whole flow: the facts a check must find, on our models and on others', and what its result keeps."""
 
+import base64
 import json
 import re
+import subprocess
+import sys
 import time
 from collections import namedtuple
+from html import escape
 from types import SimpleNamespace
 
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -603,6 +608,49 @@ def test_a_notebook_shows_the_verdict_and_no_markup_of_a_name(gate):
     check = CoordCheck.from_records(synthetic({("<b>fc", "activation", 0): power(0.5, 0.01)}), gate)
     assert "FAIL" in (html := check._repr_html_())
     assert "<b>fc" not in html and "&lt;b&gt;fc" in html
+
+
+def test_a_notebook_shows_the_findings_and_the_picture(gate, tmp_path):
+    curves = {("fc", "activation", s): power(0.5 * s, 0.01) for s in (0, 1)} | {("wte", "activation", 0): power(0.7)}
+    check = CoordCheck.from_records(synthetic(curves), gate)
+    html = check._repr_html_()
+    assert all(escape(str(finding)) in html for finding in check.findings)
+    (picture,) = re.findall(r"<img [^>]*src='data:image/png;base64,([^']*)'>", html)
+    (tmp_path / "own.png").write_bytes(base64.b64decode(picture))
+    check.plot(tmp_path / "file.png")
+    own, file = (matplotlib.image.imread(tmp_path / name) for name in ("own.png", "file.png"))
+    assert own.shape[0] / own.shape[1] == pytest.approx(file.shape[0] / file.shape[1], rel=0.01)
+    assert own.std() > 0.05
+
+
+def test_no_picture_is_drawn_before_a_notebook_asks(gate, tmp_path):
+    synthetic({("fc", "activation", 0): power(0.5, 0.01)}).to_parquet(tmp_path / "records.parquet")
+    code = "import sys, coordcheck; print(coordcheck.CoordCheck.load('.')); assert 'matplotlib' not in sys.modules"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+class AsNanoGPT(nn.Module):
+    """Takes its targets, and returns logits and loss; without targets the last logits, and None."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.wte, self.lm_head = nn.Embedding(16, width), nn.Linear(width, 16)
+
+    def forward(self, idx, targets=None):
+        logits = self.lm_head(self.wte(idx))
+        if targets is None:
+            return logits[:, [-1]], None
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def test_a_model_that_returns_logits_and_loss_is_trained_on_its_loss():
+    tokens = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(0))
+    both = {"idx": tokens[:, :-1], "targets": tokens[:, 1:]}
+    model = AsNanoGPT(8)
+    assert default_loss(model, both) == model(**both)[1]
+    with pytest.raises(ValueError, match=r"A model that takes its targets gets a dict, for example batch=\{'idx': "):
+        default_loss(model, (tokens[:, :-1], tokens[:, 1:]))
 
 
 @pytest.mark.parametrize("damage", ["cut", "edited"])

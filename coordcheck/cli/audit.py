@@ -3,19 +3,24 @@
 import argparse
 from pathlib import Path
 
-from coordcheck.cli.command import EXIT_CODES, end, exit_code
+from coordcheck.cli.command import OVERRIDES, end, exit_code, new_parser
 from coordcheck.config.load import file_name, load
 
 
 def main() -> None:
     """``coordcheck-audit [HYDRA OVERRIDES]``: who writes each parameter and how it scales; nothing is trained."""
-    parser = argparse.ArgumentParser(
-        prog="coordcheck-audit",
-        description="Look at the parameters of a model at all widths, before the first step: who wrote each, and how "
-        f"its init, learning rate and weight decay scale with width. {EXIT_CODES}",
+    parser = new_parser(
+        "coordcheck-audit",
+        "Look at the parameters of a model at all widths, before the first step: how each is used, who wrote it, and "
+        "how its init std, learning rate and weight decay scale with width. Nothing is trained. Writes audit.csv, "
+        "audit.md and audit.png.",
+        {
+            "coordcheck-audit parametrization=sp": "the built-in GPT in standard parametrization",
+            "coordcheck-audit model=own model.build=my_package.my_module.build --all": "your model, every parameter",
+        },
     )
-    parser.add_argument("override", nargs="*", help="as for coordcheck, for example parametrization=sp")
-    parser.add_argument("--all", action="store_true", help="show every parameter, not only those that do not pass")
+    parser.add_argument("override", nargs="*", help=OVERRIDES)
+    parser.add_argument("--all", action="store_true", help="show every parameter; default: those that do not pass")
     parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME/audit")
     end(_audit, parser)
 

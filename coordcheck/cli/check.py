@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from contextlib import ExitStack, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
@@ -227,9 +226,6 @@ def _hydra() -> None:
 
 def main() -> None:
     """``coordcheck [-v] [HYDRA OVERRIDES]``: a check, or with ``-m`` a sweep of them; ``-v`` prints tables too."""
-    if sys.argv[1:] == ["--version"]:
-        print(f"coordcheck {version('coordcheck')}")
-        return
     # an override, so that it reaches jobs in other processes
     sys.argv[1:] = ["verbose=true" if argument in ("-v", "--verbose") else argument for argument in sys.argv[1:]]
     register_resolvers()

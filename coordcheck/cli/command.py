@@ -1,11 +1,14 @@
 """What all commands share: exit codes, how they end, and how they read a check."""
 
 import argparse
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from coordcheck import __version__
 from coordcheck.config.schema import Expect
 from coordcheck.records.names import one_line
 
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
     from coordcheck.result import CoordCheck
 
 CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
-EXIT_CODES = "Exit codes: 0 pass, 3 fail, 4 inconclusive, 1 and 2 bad input or usage."
+EXIT_CODES = {"0": "pass", "3": "fail", "4": "inconclusive", "1": "bad input; one line says what", "2": "bad usage"}
+OVERRIDES = "as for coordcheck: GROUP=OPTION or KEY=VALUE, see coordcheck --help; default: none"
+WIDTH = 110  # columns of a help page at most
 
 
 def exit_code(verdicts: Sequence[str]) -> int:
@@ -32,14 +37,55 @@ def end(command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentP
         raise SystemExit(1) from None
 
 
-def parser_of_checks(name: str, description: str) -> argparse.ArgumentParser:
+def new_parser(
+    name: str, does: str, examples: Mapping[str, str], codes: Mapping[str, str] = EXIT_CODES
+) -> argparse.ArgumentParser:
+    """A parser whose help is a manual page.
+
+    Args:
+        name: Of the command.
+        does: What it does: its first sentence is the title, the rest a paragraph.
+        examples: Commands, and what each is for.
+        codes: What the exit codes mean.
+    """
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=_wrapped(does),
+        epilog="\n".join(
+            [
+                "exit codes:",
+                *(f"  {code}  {meaning}" for code, meaning in codes.items()),
+                "",
+                "examples:",
+                *(line for command, use in examples.items() for line in (f"  {command}", f"      {use}")),
+            ]
+        ),
+        formatter_class=_Manual,
+    )
+    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
+    return parser
+
+
+class _Manual(argparse.RawDescriptionHelpFormatter):
+    """Text as it was laid out, no wider than is read easily."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, WIDTH) - 2)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), min(shutil.get_terminal_size().columns, WIDTH) - 2)
+
+
+def parser_of_checks(name: str, does: str, examples: Mapping[str, str]) -> argparse.ArgumentParser:
     """The parser of a command that reads stored checks."""
-    parser = argparse.ArgumentParser(prog=name, description=f"{description} {EXIT_CODES}")
+    parser = new_parser(name, does, examples)
     parser.add_argument(
         "--format",
         choices=["coordcheck", "mup"],
         default="coordcheck",
-        help="mup: read a CSV or parquet file as mup.coord_check records it, in the place of a directory",
+        help="mup: read a CSV or parquet file as mup.coord_check records it, in the place of a directory; default: "
+        "coordcheck",
     )
     parser.add_argument(
         "--expect",

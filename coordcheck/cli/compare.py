@@ -11,31 +11,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordcheck.cli.command import end, exit_code
+from coordcheck.cli.command import EXIT_CODES, end, exit_code, new_parser
 
 if TYPE_CHECKING:
     from coordcheck.judge.baseline import Baseline
 
-CODES = (
-    "Exit codes: 0 nothing changed, 3 a curve scales otherwise, 4 some cannot be compared, 1 and 2 bad input or usage."
-)
+CODES = {**EXIT_CODES, "0": "nothing changed", "3": "a curve scales otherwise", "4": "some cannot be compared"}
 EXAMPLE = "For example coordcheck-compare checks/before checks/after."
 REVISIONS = "For example coordcheck-compare --rev main..HEAD experiment=mine."
 
 
 def main() -> None:
     """``coordcheck-compare A B``: which curves scale otherwise in B than in A, by how much, with intervals."""
-    parser = argparse.ArgumentParser(
-        prog="coordcheck-compare",
-        description="Say which curves scale otherwise in B than in A, by how much, with intervals, largest change "
-        f"first. A and B are checks' directories or baselines. {CODES}",
+    parser = new_parser(
+        "coordcheck-compare",
+        "Say which curves scale otherwise in B than in A, by how much, with intervals, largest change first. A and B "
+        "are checks' directories or baselines. Writes changes.png, changes.html and changes.csv.",
+        {
+            "coordcheck-compare checks/before checks/after": "two checks",
+            "coordcheck-compare --rev main..HEAD experiment=mine": "what a branch changed",
+        },
+        CODES,
     )
     parser.add_argument(
-        "argument", nargs="*", metavar="A B", help="two of them; with --rev the overrides of coordcheck"
+        "argument", nargs="*", metavar="A B", help="two of them; with --rev the overrides of coordcheck; default: none"
     )
-    parser.add_argument("--rev", metavar="A..B", help="run the check at two git revisions and compare these")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="smallest change of an exponent that matters")
-    parser.add_argument("--output", type=Path, default=Path("comparison"), help="where the files go (comparison)")
+    parser.add_argument("--rev", metavar="A..B", help="run the check at two git revisions, default: do not")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.05, help="smallest change of an exponent that matters; default: 0.05"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("comparison"), help="where the files go; default: comparison"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every curve that changed")
     end(_compare, parser)
 

@@ -3,21 +3,29 @@
 import argparse
 from pathlib import Path
 
-from coordcheck.cli.command import EXIT_CODES, end, exit_code
+from coordcheck.cli.command import OVERRIDES, end, exit_code, new_parser
 from coordcheck.config.load import file_name, load
 
 
 def main() -> None:
     """``coordcheck-cure [HYDRA OVERRIDES]``: what puts a model into muP, found and tried."""
-    parser = argparse.ArgumentParser(
-        prog="coordcheck-cure",
-        description="Find a factor on each initial weight and on each learning rate that put a model into muP without "
-        f"a change of its code, and check the model with them. {EXIT_CODES} They tell of the check after the cure.",
+    parser = new_parser(
+        "coordcheck-cure",
+        "Find a factor on each initial weight and on each learning rate that put a model into muP without a change of "
+        "its code, and check the model with them. Writes the table, cure.yaml, and the checks before and after it. "
+        "The exit code is that of the check after the cure.",
+        {
+            "coordcheck-cure model=hf model.config=llama": "a model of transformers",
+            "coordcheck-cure model=own model.build=my_package.my_module.build --as python": "yours, and code to paste",
+        },
     )
-    parser.add_argument("override", nargs="*", help="as for coordcheck, for example model=hf model.config=llama")
+    parser.add_argument("override", nargs="*", help=OVERRIDES)
     parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME/cure")
     parser.add_argument(
-        "--as", dest="form", choices=["python"], help="also print the cure as code that needs torch alone"
+        "--as",
+        dest="form",
+        choices=["python"],
+        help="print the cure as code that needs torch alone, too; default: no",
     )
     end(_cure, parser)
 

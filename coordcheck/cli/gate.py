@@ -11,16 +11,21 @@ def main() -> None:
     """``coordcheck-gate DIR [--baseline FILE]``: a check held against stored slopes, or against theory alone."""
     parser = parser_of_checks(
         "coordcheck-gate",
-        "Hold a check against a baseline of its slopes, or without one against theory. GITHUB_STEP_SUMMARY gets "
-        "the result too, where that variable is set.",
+        "Hold a check against a baseline of its slopes, or without one against theory: for CI. Trains nothing and "
+        "needs no torch. GITHUB_STEP_SUMMARY gets the result too, where that variable is set.",
+        {
+            "coordcheck-gate checks/mine": "against theory",
+            "coordcheck-gate checks/mine --baseline slopes.json --update": "once: store the slopes",
+            "coordcheck-gate checks/mine --baseline slopes.json --junit gate.xml": "on every pull request",
+        },
     )
     parser.add_argument("directory", type=Path, help="a check's directory")
-    parser.add_argument("--baseline", type=Path, help="slopes stored earlier, JSON")
+    parser.add_argument("--baseline", type=Path, help="slopes stored earlier, JSON; default: none, theory decides")
     parser.add_argument("--update", action="store_true", help="write the baseline instead of comparing with it")
     parser.add_argument("--accept-failing", action="store_true", help="with --update: store a failing check too")
-    parser.add_argument("--tolerance", type=float, help="smallest change of an exponent that matters (default 0.05)")
-    parser.add_argument("--junit", type=Path, help="write JUnit's XML there")
-    parser.add_argument("--markdown", type=Path, help="write Markdown there")
+    parser.add_argument("--tolerance", type=float, help="smallest change of an exponent that matters; default: 0.05")
+    parser.add_argument("--junit", type=Path, help="write JUnit's XML there; default: nowhere")
+    parser.add_argument("--markdown", type=Path, help="write Markdown there; default: nowhere")
     end(_gate, parser)
 
 

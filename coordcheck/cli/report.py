@@ -16,7 +16,13 @@ def main() -> None:
     """``coordcheck-report DIR...``: rebuilds tables and figures from stored records, without torch."""
     parser = parser_of_checks(
         "coordcheck-report",
-        "Fit and judge stored records anew, and write their tables and figures.",
+        "Fit and judge stored records anew, and write their tables and pictures beside them. Trains nothing and needs "
+        "no torch. Several checks get one summary.",
+        {
+            "coordcheck-report checks/mine": "a check, or what your own training loop saved there",
+            "coordcheck-report checks/mine --expect sp": "held against standard parametrization",
+            "coordcheck-report --format mup coords.csv": "what mup.coord_check recorded",
+        },
     )
     parser.add_argument("directory", nargs="+", type=Path, help="a check's directory, or one above several")
     parser.add_argument("--summary", type=Path, help="where the summary of several checks goes; default: the first DIR")

@@ -15,12 +15,13 @@ from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.records.files import RECORDS, REPORT_PAGE, REPORT_PICTURE, REPORT_TEXT, SLOPES, VERDICT
-from coordcheck.records.names import LONGEST_NAME, printable
+from coordcheck.records.names import LONGEST, LONGEST_NAME, printable
 from coordcheck.report.markdown import gate_sentence, unaudited
 from coordcheck.report.tables import WORST, audit_rows, audit_sentences, worst_curves
 
 LABEL = 14  # columns
 WIDE = 130  # columns that a table needs
+ASCII = {" · ": " | ", "·": "*", "–": "-", "√": " sqrt ", "…": "..."}
 NAMED = 3  # findings that are named after the first
 STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
@@ -33,20 +34,30 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDE)
 
 
+def shown(console: Console, text: object, most: int = LONGEST) -> str:
+    """`text` on one line as the console shows it: our own signs as ASCII where it is no terminal."""
+    said = printable(text, most)
+    if console.is_terminal:
+        return said
+    for sign, plain in ASCII.items():
+        said = said.replace(sign, plain)
+    return said
+
+
 def say(console: Console, text: object, style: str = "") -> None:
     """One line, whatever names stand in it."""
-    console.print(printable(text), style=style, markup=False)
+    console.print(shown(console, text), style=style, markup=False)
 
 
 def new_table(title: str, console: Console) -> Table:
     """An empty table; its lines are ASCII where no terminal shows them."""
     lines = box.HEAVY_HEAD if console.is_terminal else box.ASCII2
-    return Table(title=escape(printable(title)), title_justify="left", title_style="bold", box=lines)
+    return Table(title=escape(shown(console, title)), title_justify="left", title_style="bold", box=lines)
 
 
-def cell_text(value: object) -> str:
+def cell_text(console: Console, value: object) -> str:
     """What a cell of a table shows, whatever names stand in it."""
-    return escape(printable(value, LONGEST_NAME))
+    return escape(shown(console, value, LONGEST_NAME))
 
 
 def print_check(
@@ -75,7 +86,7 @@ def print_check(
 
 def print_labelled(console: Console, label: str, text: object, style: str = "") -> None:
     """A label and its text; on a terminal the text is wrapped beside it, elsewhere it stays one line."""
-    said = printable(text)
+    said = shown(console, text)
     if console.is_terminal:
         width = max(console.width - LABEL, LABEL)
         lines = textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)
@@ -132,7 +143,7 @@ def print_worst_curves(check: Judgement, console: Console) -> None:
     for name in rows.columns:
         table.add_column(name, justify="right" if name in ("step", "slope", "expected") else "left", no_wrap=True)
     for *cells, said in rows.to_numpy().tolist():
-        table.add_row(*map(cell_text, cells), f"[{STYLES.get(said, STYLES['fail'])}]{said}[/]")
+        table.add_row(*(cell_text(console, cell) for cell in cells), f"[{STYLES.get(said, STYLES['fail'])}]{said}[/]")
     console.print(table, width=max(console.width, WIDE))
     rest = check.slopes["module"].nunique() - len(rows)
     if rest > 0:
@@ -154,10 +165,10 @@ def print_audit(audit: AuditResult, console: Console, every: bool = False) -> No
     if len(shown):
         table = new_table("audit", console)
         for name in shown.columns:
-            table.add_column(name, no_wrap=name == "parameter")
+            table.add_column(cell_text(console, name), no_wrap=name == "parameter")
         for *cells, said in shown.to_numpy().tolist():
             style = STYLES["fail" if said in AUDIT_FAULTS else "pass" if said == "pass" else "inconclusive"]
-            table.add_row(*map(cell_text, cells), f"[{style}]{said}[/]")
+            table.add_row(*(cell_text(console, cell) for cell in cells), f"[{style}]{said}[/]")
         console.print(table, width=max(console.width, WIDE))
     print_audit_findings(audit, console)
 

@@ -77,7 +77,9 @@ def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Consol
     for name in frame.columns:
         table.add_column(name)
     for cell, said, *rest in frame.to_numpy().tolist():
-        table.add_row(cell_text(cell), f"[{STYLES[said]}]{said}[/]", *map(cell_text, rest))
+        table.add_row(
+            cell_text(console, cell), f"[{STYLES[said]}]{said}[/]", *(cell_text(console, text) for text in rest)
+        )
     console.print(table)
     files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md", "html")]
     figure = summary_figure({labels[path]: check for path, check in checks.items()}, arrange(list(keyed.values())))

@@ -21,14 +21,14 @@ def batch_loss(
         advice: What to give where a dict batch gives no loss.
 
     Returns:
-        ``output.loss`` (or ``output["loss"]``) where there is one, else the cross entropy of the output, or its
-        ``logits``, or the first array of a tuple.
+        ``output.loss`` (or ``output["loss"]``, or the one number in a tuple) where there is one, else the cross
+        entropy of the output, or its ``logits``, or the first array of a tuple.
 
     Raises:
         ValueError: if the batch is neither, or a dict batch gives no loss.
     """
     if isinstance(batch, Mapping):
-        loss = _part(model(**batch), "loss")
+        loss = _loss_in(model(**batch), is_array)
         if loss is None:
             raise ValueError(f"the model's output has no loss for a dict batch; {advice}")
         return loss
@@ -39,7 +39,7 @@ def batch_loss(
         )
     inputs, targets = batch
     output = model(inputs)
-    loss = _part(output, "loss")
+    loss = _loss_in(output, is_array)
     return cross_entropy(_logits(output, is_array), targets) if loss is None else loss
 
 
@@ -55,13 +55,22 @@ def misfit(logits: Any, targets: Any, example: str) -> ValueError:
     got = f"{targets.dtype} of shape {tuple(targets.shape)}" if is_typed else type(targets).__name__
     return ValueError(
         f"the default loss is cross entropy of an output (..., classes) with integer targets (...); got an output "
-        f"of {tuple(getattr(logits, 'shape', ())) or type(logits).__name__} and targets {got}. For another loss, for "
-        f"example {example}."
+        f"of {tuple(getattr(logits, 'shape', ())) or type(logits).__name__} and targets {got}. A model that takes "
+        f"its targets gets a dict, for example batch={{'idx': tokens[:, :-1], 'targets': tokens[:, 1:]}}; another loss "
+        f"is given, for example {example}."
     )
 
 
 def _part(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _loss_in(output: Any, is_array: Callable[[Any], bool]) -> Any:
+    """The loss that a model returns itself, by name or, as nanoGPT's does, in a tuple with its logits."""
+    loss = _part(output, "loss")
+    if loss is None and isinstance(output, list | tuple):
+        loss = next((part for part in output if is_array(part) and part.ndim == 0), None)
+    return loss
 
 
 def _logits(output: Any, is_array: Callable[[Any], bool]) -> Any:

@@ -16,8 +16,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         batch: A dict, or (inputs, targets).
 
     Returns:
-        ``output.loss`` (or ``output["loss"]``) where there is one, else the mean cross entropy of the output, or its
-        ``logits``, or the first tensor of a tuple, shape (..., classes), with integer targets (...).
+        ``output.loss`` (or ``output["loss"]``, or the one number in a tuple) where there is one, else the mean cross
+        entropy of the output, or its ``logits``, or the first tensor of a tuple, shape (..., classes), with integer
+        targets (...).
 
     Raises:
         ValueError: if the batch is neither, a dict batch gives no loss, or targets do not fit the output.

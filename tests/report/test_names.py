@@ -144,7 +144,7 @@ def test_a_notebook_shows_names_as_text(check):
     parser = html.parser.HTMLParser()
     parser.handle_starttag = lambda tag, attrs: seen.append(tag)
     parser.feed(check._repr_html_())
-    assert set(seen) == {"p", "b"}
+    assert set(seen) == {"div", "b", "ol", "li", "img"}
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def printed(check, verbose=False, **terminal):
 
 def test_the_terminal_shows_first_what_decides(gate):
     first, second, *rest = printed(check_of(gate, 0.5)).splitlines()
-    assert (first, second) == ("FAIL: 1 of 1 curves is at fault.", "widths 64–512 (4) · 5 seeds")
+    assert (first, second) == ("FAIL: 1 of 1 curves is at fault.", "widths 64-512 (4) | 5 seeds")
+    assert "\n".join(printed(check_of(gate, 0.6), verbose=True)).isascii()
     labels = {line[:14].strip(): line[14:] for line in rest}
     assert [*labels] == ["First fault", "Why", "What to do", "Control", "Note", "Picture", "Files"]
     assert labels["First fault"] == "unexplained at attn.weight"
@@ -126,7 +127,7 @@ def test_a_grid_is_a_little_wider_than_high():
 def test_a_summary_of_two_cells(gate, tmp_path):
     checks = {Path("1"): check_of(gate, 0.0, steps=1), Path("2"): check_of(gate, 0.5, steps=2)}
     files = summarize(checks, tmp_path, Console(quiet=True))
-    assert [path.name for path in files] == ["summary.png", "summary.csv", "summary.md"]
+    assert [path.name for path in files] == ["summary.png", "summary.csv", "summary.md", "summary.html"]
     assert "| steps=2 | fail | 1 of 1 | attn.weight | unexplained |" in (tmp_path / "summary.md").read_text()
 
 

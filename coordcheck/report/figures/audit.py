@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
-from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, plain, text_width
+from coordcheck.records.files import AUDIT_TABLE
+from coordcheck.report.figures.rows import MOST_ROWS
+from coordcheck.report.figures.style import SMALL, VERDICT_COLOURS, ink, plain, text_width
 
 # by the quantity that is then wrong
 INIT_FAULTS = ("init", "uninitialized")
@@ -17,14 +19,15 @@ RATE_FAULTS = ("learning_rate", "ungrouped", "regrouped")
 
 def audit_figure(audit: AuditResult) -> Figure:
     """Exponents of init std and of the learning rate, one row per parameter in the model's order."""
-    rows = audit.parameters
+    rows = shown(audit.parameters)
+    left_out = len(audit.parameters) - len(rows)
     height = 0.19 * len(rows) + 1.9
     figure = Figure(figsize=(13, height))
     figure.suptitle(
         f"{audit.verdict.upper()}   audit against {audit.expect}, widths {', '.join(map(str, audit.widths))}",
         fontsize=13,
         fontweight="bold",
-        color=VERDICT_COLOURS[audit.verdict],
+        color=ink(VERDICT_COLOURS[audit.verdict]),
         y=1 - 0.15 / height,
         va="top",
     )
@@ -43,8 +46,18 @@ def audit_figure(audit: AuditResult) -> Figure:
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     for tick, said in zip(panels[0].get_yticklabels(), rows["verdict"], strict=True):
         if said != "pass":
-            tick.set(color=VERDICT_COLOURS["fail" if said in AUDIT_FAULTS else "inconclusive"], fontweight="bold")
+            tick.set(color=ink(VERDICT_COLOURS["fail" if said in AUDIT_FAULTS else "inconclusive"]), fontweight="bold")
+    if left_out:
+        figure.text(0.01, 0.15 / height, f"{left_out} parameters more in {AUDIT_TABLE}", fontsize=SMALL + 1)
     return figure
+
+
+def shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that there is room for, in the model's order: first those that do not pass."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    order = (rows["verdict"] == "pass").to_numpy().argsort(kind="stable")[:MOST_ROWS]
+    return rows.iloc[np.sort(order)]
 
 
 def faulty(audit: AuditResult, problems: Collection[str]) -> set[str]:
@@ -71,16 +84,25 @@ def draw_exponents(axes: Axes, rows: pd.DataFrame, quantity: str, at_fault: Coll
         expected[known], at[known], marker="|", s=130, color="#888888", linewidths=2.2, label="expected", zorder=2
     )
     if quantity == "std":
-        axes.hlines(at[known], rows["std_low"][known], rows["std_high"][known], color="#00705a", linewidth=1, alpha=0.5)
+        axes.hlines(
+            at[known],
+            rows["std_low"][known],
+            rows["std_high"][known],
+            color=ink(VERDICT_COLOURS["pass"]),
+            linewidth=1,
+            alpha=0.5,
+        )
     right = known & ~wrong
-    axes.scatter(measured[right], at[right], s=16, color=VERDICT_COLOURS["pass"], label="measured", zorder=3)
-    axes.hlines(at[wrong], expected[wrong], measured[wrong], color=VERDICT_COLOURS["fail"], linewidth=1.2, zorder=2)
+    axes.scatter(measured[right], at[right], s=16, color=ink(VERDICT_COLOURS["pass"]), label="measured", zorder=3)
+    axes.hlines(
+        at[wrong], expected[wrong], measured[wrong], color=ink(VERDICT_COLOURS["fail"]), linewidth=1.2, zorder=2
+    )
     axes.scatter(
         measured[wrong],
         at[wrong],
         marker="^",
         s=34,
-        color=VERDICT_COLOURS["fail"],
+        color=ink(VERDICT_COLOURS["fail"]),
         label="measured, at fault",
         zorder=3,
     )
