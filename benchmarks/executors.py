@@ -118,7 +118,8 @@ def speed(rounds: int) -> str:
                 "two threads / two processes": f"{wall['two threads'] / wall['two processes']:.2f}",
             }
         )
-    return f"Medians of {rounds} rounds in turn, one thread a run.\n\n{markdown_table(pd.DataFrame(rows))}"
+    said = f"Medians of {rounds} round{'s' * (rounds > 1)} in turn, one thread a run."
+    return f"{said}\n\n{markdown_table(pd.DataFrame(rows))}"
 
 
 def _finished(queue: RunQueue, engine: Engine) -> tuple[float, float]:
