@@ -15,6 +15,7 @@ import pandas as pd
 from coordcheck.auditing import in_training
 from coordcheck.config.arguments import MOST, MOST_SEEDS, MOST_STEPS, directory, whole
 from coordcheck.config.call import check_options
+from coordcheck.config.executor import check_executor
 from coordcheck.config.rules import check_widths, member
 from coordcheck.config.schema import AUTO, CheckConfig, FlaxConfig, Parametrization, Precision
 from coordcheck.judge.cure import CureTable
@@ -177,6 +178,7 @@ def transfer_config(config: CheckConfig, cure: CureTable | None = None) -> Trans
 
     if isinstance(config.model, FlaxConfig):
         raise ValueError("coordcheck-transfer trains torch models; got model=flax. For example model=gpt or model=own.")
+    check_executor(config.executor, "coordcheck-transfer")
     directory("runs", config.runs, "checks/runs")
     plan = RunPlan(check_learning_steps(config.steps), [], None, pick_device(config.device), config.precision)
     with in_training(plan.device):
@@ -305,7 +307,7 @@ class Search:
         """Says where finished runs are kept; returns how many runs may go on at a time, of so many at most."""
         behaviour = self._behaviour() if not self.cell.readable and (store is not None or workers > 1) else None
         if store is not None:
-            plan = {**vars(self.plan), "device": str(self.plan.device)}
+            plan = {**vars(self.plan), "device": self.plan.device.type}
             told = {"plan": plan, "behaviour": behaviour, "versions": current_versions(), "batch_seed": self.batch_seed}
             self._store = Path(store), told, reuse
         disturb = self.cell.shares or (self.cell.draws is not False and not self.cell.readable)

@@ -186,3 +186,8 @@ def test_the_command_writes_files_and_ends_with_the_code_of_the_verdict(tmp_path
 def test_a_model_of_jax_is_refused():
     with pytest.raises(ValueError, match="coordcheck-transfer trains torch models; got model=flax"):
         transfer_config(load(["model=flax", "model.build=a.b"], "transfer"))
+
+
+def test_an_executor_that_it_would_not_use_is_refused():
+    with pytest.raises(ValueError, match="coordcheck-transfer makes its runs in this process; got executor=processes"):
+        transfer_config(load(["executor=processes"], "transfer"))

@@ -4,12 +4,12 @@ from coordcheck.config.schema import ENGINES, ExecutorConfig, ExecutorName
 from coordcheck.records.names import shown
 
 
-def check_executor(executor: ExecutorConfig, in_jax: bool = False) -> None:
+def check_executor(executor: ExecutorConfig, stays: str = "") -> None:
     """Checks what an executor is told.
 
     Args:
         executor: Its name and arguments.
-        in_jax: Whether the model is one of JAX.
+        stays: What makes its runs in this process whatever the executor; empty for what does not.
 
     Raises:
         ValueError: naming the value, the rule and a working example.
@@ -19,7 +19,7 @@ def check_executor(executor: ExecutorConfig, in_jax: bool = False) -> None:
             f"`executor` {executor.name} takes no arguments; got {shown(executor.args)}. For example "
             f"executor={executor.name}, and workers=2 for two runs at a time."
         )
-    if in_jax and executor.name not in (ExecutorName.auto, ExecutorName.threads):
+    if stays and executor.name not in (ExecutorName.auto, ExecutorName.threads):
         raise ValueError(
-            f"model=flax makes its runs in this process; got executor={executor.name}. For example executor=threads."
+            f"{stays} makes its runs in this process; got executor={executor.name}. For example executor=threads."
         )

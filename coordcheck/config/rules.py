@@ -269,7 +269,7 @@ def validate(config: CheckConfig) -> None:
             f"`optimizer.betas` are two numbers from 0 to below 1; got {betas}. For example optimizer.betas=[0.9,0.95]."
         )
     check_gate(config.gate)
-    check_executor(config.executor, isinstance(config.model, FlaxConfig))
+    check_executor(config.executor, "model=flax" if isinstance(config.model, FlaxConfig) else "")
     check_family(config)
     check_tied_zero(config)
 
