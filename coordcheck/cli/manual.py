@@ -39,7 +39,7 @@ Exit codes
   130  interrupted
 
 Files
-  checks/NAME/          report.md report.png slopes.csv verdict.json records.parquet, the audit's files, .hydra/
+  checks/NAME/          report.html report.md report.png slopes.csv verdict.json records.parquet, the audit's files, .hydra/
   checks/runs/          finished runs
   plots/NAME.png        the picture
 
@@ -72,7 +72,7 @@ def manual() -> str:
         [
             OPTIONS,
             "Groups, set as GROUP=OPTION; without any: model=gpt parametrization=mup embedding=untied readout=zero",
-            "optimizer=adam data=stdlib gate=default",
+            "optimizer=adam data=stdlib gate=default executor=auto",
             *shown,
             "",
             "Keys, set as KEY=VALUE, with their defaults; those of a group as GROUP.KEY=VALUE",

@@ -146,6 +146,6 @@ def test_frames_in_mups_format_are_gated_and_reported(checks):
     assert (code, err) == (3, "")
     code, out, _ = run(checks, "--format", "mup", "coords.csv", entry="report", prelude=NO_TORCH)
     assert code == 3
-    assert "Files         coords: report.md" in out
+    assert "Files         coords: report.html report.md" in out
     assert json.loads((checks / "coords/verdict.json").read_text())["verdict"] == "fail"
     assert Path(checks / "coords/report.png").stat().st_size > 10_000

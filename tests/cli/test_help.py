@@ -65,7 +65,7 @@ def test_the_manual_of_coordcheck_tells_all_groups_and_keys():
     from coordcheck.config.schema import CheckConfig
 
     page = manual()
-    groups = {"model", "parametrization", "embedding", "readout", "optimizer", "data", "gate"}
+    groups = {"model", "parametrization", "embedding", "readout", "optimizer", "data", "gate", "executor"}
     for field in fields(CheckConfig):
         assert re.search(rf"^  {field.name}{' ' if field.name in groups else ':'}", page, re.MULTILINE), field.name
     examples = re.findall(r"^  coordcheck +((?!-m)\S+=.*?)(?:   .*)?$", page.partition("Examples")[2], re.MULTILINE)
