@@ -39,7 +39,8 @@ Exit codes
   130  interrupted
 
 Files
-  checks/NAME/          report.html report.md report.png slopes.csv verdict.json records.parquet, the audit's files, .hydra/
+  checks/NAME/          report.html report.md report.png slopes.csv verdict.json records.parquet,
+                        the audit's files, .hydra/
   checks/runs/          finished runs
   plots/NAME.png        the picture
 
