@@ -47,6 +47,10 @@ class ConfiguredCell(Cell):
         """What goes to another process, which makes the rest anew: the configuration, and the roles that were read."""
         return {"config": self.config, "roles": self.roles}
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """The same cell, of which no model has been built here."""
+        vars(self).update(state, _widths=WeakKeyDictionary())
+
     @property
     def readout(self) -> str | None:  # type: ignore[override]
         """The readout's init where it is known what it should be."""
