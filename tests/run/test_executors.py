@@ -251,7 +251,7 @@ def test_where_no_run_comes_back_the_reason_is_told():
 @pytest.mark.parametrize(("name", "seeds"), [("submitit", 2), ("ray", "auto"), ("dask", "auto")])
 @pytest.mark.slow
 def test_engines_make_the_same_numbers_and_meet_in_the_store(name, seeds, tmp_path):
-    pytest.importorskip({"dask": "distributed"}.get(name, name))
+    pytest.importorskip(name)
     args = {"submitit": {"cluster": "local"}, "ray": {"num_cpus": 2}, "dask": {"dashboard_address": ":0"}}[name]
     options = {"widths": WIDTHS, "seeds": seeds, "device": "cpu", "control": False, "audit": False, "steps": 2}
     options |= {"budget": 1.0, "workers": 2}
@@ -266,7 +266,7 @@ def test_engines_make_the_same_numbers_and_meet_in_the_store(name, seeds, tmp_pa
 @pytest.mark.parametrize("name", ["submitit", "ray", "dask"])
 @pytest.mark.slow
 def test_a_worker_of_an_engine_that_dies_costs_its_own_run(name, tmp_path):
-    pytest.importorskip({"dask": "distributed"}.get(name, name))
+    pytest.importorskip(name)
     args = {"submitit": {"cluster": "local"}, "ray": {"num_cpus": 2}, "dask": {"dashboard_address": ":0"}}[name]
     main = os.getpid()
 
