@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from coordcheck.config.axes import check_widths
 from coordcheck.config.call import gate_of
-from coordcheck.config.rules import check_widths
 from coordcheck.config.schema import CheckConfig, FlaxConfig, GateConfig
 from coordcheck.result import Audit
 

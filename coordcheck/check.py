@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from coordcheck.auditing import audit_cell, in_training, of_jax
 from coordcheck.config.accept import accepted_quantities
 from coordcheck.config.arguments import LARGEST, directory, whole
+from coordcheck.config.axes import check_axes, check_budget, check_modules
 from coordcheck.config.call import check_accepted, check_options, elsewhere, executor_of, gate_of
-from coordcheck.config.rules import check_axes, check_budget, check_modules, member, seeds_of
+from coordcheck.config.rules import member, seeds_of
 from coordcheck.config.schema import (
     AUTO,
     PARAMETERS,
@@ -41,6 +40,7 @@ from coordcheck.records.store import RunStore, current_versions
 from coordcheck.result import Audit, CoordCheck
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor, nn, optim
 
     from coordcheck.run.cell import Cell
@@ -338,26 +338,28 @@ def check_once(
                 unaudited = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if audited is not None:
             cell.learn_roles(audited.roles())
-        queue = queue_of(cell, plan, pilot(widths, 1.0 if auto is None else auto.share), seeds, title)
-        queues = [queue]
+
+        def ready(queue: "RunQueue") -> "RunQueue":
+            queue.workers, queue.engine = workers or share, engine
+            prepare(queue, store, reuse)
+            return queue
+
+        queue = ready(queue_of(cell, plan, pilot(widths, 1.0 if auto is None else auto.share), seeds, title))
+        of_twin = None
         if twin is not None:
             counts = dict.fromkeys(narrow(widths), CONTROL_SEEDS)
-            queues.append(queue_of(twin[0], plan, counts, seeds, "control"))
-        for each in queues:
-            each.workers, each.engine = workers or share, engine
-            prepare(each, store, reuse)
-        announce(queues)
+            of_twin = ready(queue_of(twin[0], plan, counts, seeds, "control"))
+        announce([queue] if of_twin is None else [queue, of_twin])
         begun()
         done = queue.finish() if auto is None else as_many_as_needed(queue, gate, auto, cell.readout, audited)
         control = Control()
-        if twin is not None and auto is not None and fails_anyway(done.records, gate, cell.readout, audited):
-            control = Control(evidence=NOT_NEEDED)
-        elif twin is not None:
-            control = judge_control(queues[1].finish().records, gate, twin[1])
+        if twin is not None and of_twin is not None:
+            if auto is not None and fails_anyway(done.records, gate, cell.readout, audited):
+                control = Control(evidence=NOT_NEEDED)
+            else:
+                control = judge_control(of_twin.finish().records, gate, twin[1])
         ran = sorted(int(width) for width in done.records["width"].unique())
-        if not done.skipped and (wider := [str(width) for width in sorted(widths) if width not in ran]):
-            which = f"width{'s' * (len(wider) > 1)} {', '.join(wider)}"
-            skipped = [*skipped, f"{which} not run: the check fails without {'them' if len(wider) > 1 else 'it'}"]
+        skipped = [*skipped, *(done.skipped or not_needed([width for width in sorted(widths) if width not in ran]))]
         judged = partial(
             CoordCheck.from_records,
             gate=gate,
@@ -365,7 +367,7 @@ def check_once(
             audit=audited,
             unaudited=unaudited,
             readout=cell.readout,
-            skipped=[*skipped, *done.skipped],
+            skipped=skipped,
             config={**config, PARAMETERS: count_parameters(cell, widths)},
             versions=current_versions(),
             corpus_sha256=cell.corpus_sha256,
@@ -375,10 +377,14 @@ def check_once(
         if check.verdict != "fail" or more is None:
             return check
         richer = dataclasses.replace(plan, kinds=more[0], steps=more[1])
-        again = queue_of(cell, richer, dict.fromkeys(ran[:NARROW], NARROW), seeds, "why it fails")
-        again.workers, again.engine = workers or share, engine
-        prepare(again, store, reuse)
+        again = ready(queue_of(cell, richer, dict.fromkeys(ran[:NARROW], NARROW), seeds, "why it fails"))
         return judged(completed(done.records, again.finish().records))
+
+
+def not_needed(wider: Sequence[int]) -> list[str]:
+    """That widths were not run because the narrower ones decided; nothing where there are none."""
+    which = f"width{'s' * (len(wider) > 1)} {', '.join(map(str, wider))}"
+    return [f"{which} not run: the check fails without {'them' if len(wider) > 1 else 'it'}"] if wider else []
 
 
 def queue_of(
@@ -402,13 +408,13 @@ def as_many_as_needed(
     skipped: list[str] = []
     title = queue.title
 
-    def finish(seeds: dict[int, list[int]], still_open: str) -> pd.DataFrame:
+    def finish(seeds: dict[int, list[int]], still_open: str) -> "pd.DataFrame":
         queue.seeds, queue.title = seeds, f"{title}: {still_open}"
         done = queue.finish()
         skipped[:] = done.skipped
         return done.records
 
-    def judge(records: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    def judge(records: "pd.DataFrame", confidence: float) -> "pd.DataFrame":
         return judged_curves(records, gate, confidence, readout, audited)
 
     records = look_until_decided(finish, judge, gate, queue.widths, auto, cost)

@@ -14,9 +14,10 @@ import yaml
 
 from coordcheck.auditing import audit_cell, in_training
 from coordcheck.check import IN_THREADS, check_once, twin_of
+from coordcheck.config.axes import check_axes, check_budget
 from coordcheck.config.call import elsewhere, executor_of
 from coordcheck.config.load import default_gate
-from coordcheck.config.rules import check_axes, check_budget, member, seeds_of
+from coordcheck.config.rules import member, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, ExecutorConfig, Expect, GateConfig, Precision
 from coordcheck.judge.cure import CureTable, cure_of
 from coordcheck.judge.looks import Auto

@@ -14,9 +14,10 @@ import pandas as pd
 
 from coordcheck.auditing import in_training
 from coordcheck.config.arguments import MOST, MOST_SEEDS, MOST_STEPS, directory, whole
+from coordcheck.config.axes import check_widths
 from coordcheck.config.call import check_options
 from coordcheck.config.executor import check_executor
-from coordcheck.config.rules import check_widths, member
+from coordcheck.config.rules import member
 from coordcheck.config.schema import AUTO, CheckConfig, FlaxConfig, Parametrization, Precision
 from coordcheck.judge.cure import CureTable
 from coordcheck.judge.transfer import (

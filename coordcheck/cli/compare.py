@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -121,7 +120,7 @@ def _at_revision(revision: str, overrides: list[str], scratch: Path) -> "Baselin
             raise ValueError(f"the folder {home.relative_to(tree)} is not there at {revision}. {REVISIONS}")
         out = scratch / "check"
         settings = [f"hydra.run.dir={json.dumps(str(out))}", "plots=null"]
-        done = subprocess.run([sys.executable, "-m", "coordcheck", *overrides, *settings], cwd=home, env={**os.environ})
+        done = subprocess.run([sys.executable, "-m", "coordcheck", *overrides, *settings], cwd=home)
         if done.returncode not in (0, 3, 4):
             raise ValueError(f"the check of {revision} ended with exit code {done.returncode}; see above. {REVISIONS}")
         return Baseline.of(CoordCheck.load(out))

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
+from coordcheck.config.axes import check_axes, check_modules, check_widths
 from coordcheck.config.call import check_options, gate_of
-from coordcheck.config.rules import check_axes, check_modules, check_widths, member
+from coordcheck.config.rules import member
 from coordcheck.config.schema import PARAMETERS, Expect, GateConfig, Precision
 from coordcheck.jax.audit import measure
 from coordcheck.jax.cell import JaxCell, Optimizer

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from coordcheck.config.arguments import LARGEST, whole
-from coordcheck.config.rules import WIDEST
+from coordcheck.config.axes import WIDEST
 from coordcheck.jax.follow import Place
 from coordcheck.jax.marks import LOGITS, OUTPUT
 from coordcheck.jax.sums import thinned

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from coordcheck.config.rules import check_kinds, check_modules
+from coordcheck.config.axes import check_kinds, check_modules
 from coordcheck.jax.attention import attention_marks
 from coordcheck.jax.follow import Place, at, follow, nested, places
 from coordcheck.jax.linen import linen_marks

@@ -18,6 +18,8 @@ from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.audit_findings import AuditFinding
 
 VERSION = 1
+# the power in a table of what a finding changes
+POWERS = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
 FOLDED = {"sgd": 2.0}  # of a multiplier's exponent, what the learning rate takes over; 1 under Adam
 UNSURE = 1.5  # of a 95 % interval, three standard errors: of hundreds of weights some lie beyond two
 SAME = 0.08  # how far an exponent may be from a multiple of a quarter and mean it
@@ -226,8 +228,7 @@ def _exponents_of(finding: AuditFinding, row: Mapping[Any, Any]) -> Exponents | 
     if finding.change.quantity == "init_std":
         low, high = (UNSURE * (row[end] - row["std_exponent"]) for end in ("std_low", "std_high"))
         power = rounded(finding.change.exponent, finding.change.exponent - high, finding.change.exponent - low)
-    names = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
-    return Exponents(**{names[finding.change.quantity]: power})
+    return Exponents(**{POWERS[finding.change.quantity]: power})
 
 
 def rounded(exponent: float, low: float = math.inf, high: float = -math.inf) -> float:

@@ -12,14 +12,13 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from coordcheck.judge.audit import AuditResult
-from coordcheck.judge.cure import CureTable, Entry, Exponents, cure_of, rounded, times
+from coordcheck.judge.cure import POWERS, CureTable, Entry, Exponents, cure_of, rounded, times
 from coordcheck.judge.finding import Finding
 
 if TYPE_CHECKING:
     from coordcheck.judge.judgement import Judgement
 
 NAMED = 3  # findings that are tried alone, at most
-NAMES = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,9 @@ def table_of(finding: Finding, audit: AuditResult, base_width: int) -> CureTable
         same = (f for f in audit.findings if f.change is not None and f.change.quantity == change.quantity)
         meant = [known for known in same if known.parameter in finding.parameters]
     table = cure_of(replace(audit, findings=meant), base_width)
-    if table or change is None or change.quantity not in NAMES:
+    if table or change is None or change.quantity not in POWERS:
         return table
-    powers = Exponents(**{NAMES[change.quantity]: rounded(change.exponent)})
+    powers = Exponents(**{POWERS[change.quantity]: rounded(change.exponent)})
     return CureTable(base_width, (Entry(finding.parameters, "", powers),))
 
 

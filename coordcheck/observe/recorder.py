@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from coordcheck.config.arguments import LARGEST, whole
-from coordcheck.config.rules import WIDEST, check_kinds, check_modules
+from coordcheck.config.axes import WIDEST, check_kinds, check_modules
 from coordcheck.observe.attention import AttentionObserver, attention_logits
 from coordcheck.observe.eager import eager
 from coordcheck.observe.effective_update import StartingPoint, updated_parameters

@@ -160,6 +160,14 @@ def test_the_worst_modules_are_shown_where_there_is_no_room_for_all(gate, monkey
     assert "4 of 7 curves are left out" in check_page(check)
 
 
+def test_a_cell_tells_zero_dead_and_not_finite_apart(gate):
+    steps = {("due", "activation", 0): 0.0, ("dead", "activation", 1): 0.0, ("broken", "activation", 1): float("inf")}
+    curves = {key: lambda width, seed, size=size: size for key, size in steps.items()}
+    check = check_of(gate, {**curves, ("fc", "activation", 1): power(0.4, 0.01)})
+    cells = {curve["module"]: curve["short"] for curve in chart.curves_of(check, chart.shown_slopes(check))}
+    assert cells == {"due": "0", "dead": "∅", "broken": "✕", "fc": "▲ +0.40"}
+
+
 def test_an_index_links_to_the_page_of_each_cell(tmp_path):
     cells = {tmp_path / "sweep/0": {"cell": "a<b", "verdict": "pass"}, tmp_path / "1": {"cell": "c", "verdict": "fail"}}
     page = index_page("2 cells", cells, tmp_path / "sweep")

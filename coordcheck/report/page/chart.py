@@ -61,7 +61,7 @@ def curves_of(check: Judgement, slopes: pd.DataFrame) -> list[dict[str, Any]]:
             "step": int(row["step"]),
             "at": at(row["kind"], row["step"]),
             "slope": format_slope(row),
-            "short": f"{MARKS[row['verdict']]} {row['slope']:+.2f}" if np.isfinite(row["slope"]) else "0",
+            "short": _short(row),
             "expected": expected[i],
             "verdict": str(row["verdict"]),
             "source": str(row["source"]),
@@ -71,6 +71,12 @@ def curves_of(check: Judgement, slopes: pd.DataFrame) -> list[dict[str, Any]]:
     ]
     # lines are drawn in this order: those at fault over the others
     return sorted(curves, key=lambda curve: DRAWN.get(curve["verdict"], len(DRAWN)))
+
+
+def _short(row: pd.Series) -> str:
+    """What a cell of the heat map has room for: its mark, and its slope or that it is zero where it is due."""
+    mark = MARKS[row["verdict"]]
+    return f"{mark} {row['slope']:+.2f}".strip() if np.isfinite(row["slope"]) else mark or "0"
 
 
 def at(kind: str, step: int) -> str:
@@ -107,20 +113,34 @@ TOLD = [
 ]
 
 
+COLOUR = {
+    "field": "verdict",
+    "type": "nominal",
+    "scale": {"domain": list(CURVE_COLOURS), "range": list(CURVE_COLOURS.values())},
+    "legend": {"orient": "top", "title": None},
+}
+
+
 def specification(check: Judgement, slopes: pd.DataFrame) -> dict[str, Any]:
     """The chart: a click on a cell of the heat map shows its curve alone, a click beside the cells all curves."""
     curves = curves_of(check, slopes)
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": curves},
+        "params": _filters(curves),
+        "hconcat": [_heat_map(slopes), _lines(sorted(int(width) for width in check.records["width"].unique()))],
+        "resolve": {"legend": {"color": "shared"}},
+        "config": {"font": "system-ui, sans-serif", "view": {"stroke": None}},
+    }
+
+
+def _heat_map(slopes: pd.DataFrame) -> dict[str, Any]:
+    """A row for each module in forward order, a column for each kind and step."""
     modules = [printable(module, LONGEST_NAME) for module in slopes["module"].unique()]
     places = slopes[["kind", "step"]].drop_duplicates().sort_values(["kind", "step"])
     columns = [at(kind, step) for kind, step in places.itertuples(index=False)]
-    colour = {
-        "field": "verdict",
-        "type": "nominal",
-        "scale": {"domain": list(CURVE_COLOURS), "range": list(CURVE_COLOURS.values())},
-        "legend": {"orient": "top", "title": None},
-    }
-    widths = sorted(int(width) for width in check.records["width"].unique())
-    cells = {
+    dimmed = {"condition": {"param": "picked", "value": 0.9}, "value": 0.25}
+    return {
         "transform": [{"filter": CHOSEN}],
         "width": {"step": 58},
         "height": {"step": CELL},
@@ -133,11 +153,7 @@ def specification(check: Judgement, slopes: pd.DataFrame) -> dict[str, Any]:
             {
                 "params": [{"name": "picked", "select": {"type": "point", "fields": ["id"]}}],
                 "mark": {"type": "rect", "stroke": "white", "cursor": "pointer"},
-                "encoding": {
-                    "color": colour,
-                    "tooltip": TOLD,
-                    "opacity": {"condition": {"param": "picked", "value": 0.9}, "value": 0.25},
-                },
+                "encoding": {"color": COLOUR, "tooltip": TOLD, "opacity": dimmed},
             },
             {
                 "mark": {"type": "text", "fontSize": 10, "color": "white", "fontWeight": "bold"},
@@ -145,7 +161,11 @@ def specification(check: Judgement, slopes: pd.DataFrame) -> dict[str, Any]:
             },
         ],
     }
-    lines = {
+
+
+def _lines(widths: Sequence[int]) -> dict[str, Any]:
+    """A line for each curve that is chosen."""
+    return {
         "transform": [{"filter": CHOSEN}, {"filter": {"param": "picked"}}, {"flatten": ["points"], "as": ["point"]}],
         "width": 520,
         "height": 420,
@@ -156,7 +176,7 @@ def specification(check: Judgement, slopes: pd.DataFrame) -> dict[str, Any]:
                 "type": "quantitative",
                 "title": "width",
                 "scale": {"type": "log", "base": 2, "domain": [widths[0], widths[-1]]},
-                "axis": {"values": widths, "format": "d", "grid": False},
+                "axis": {"values": [*widths], "format": "d", "grid": False},
             },
             "y": {
                 "field": "point.size",
@@ -166,16 +186,8 @@ def specification(check: Judgement, slopes: pd.DataFrame) -> dict[str, Any]:
                 "axis": {"format": ".1e"},
             },
             "detail": {"field": "id", "type": "nominal"},
-            "color": colour,
+            "color": COLOUR,
             "tooltip": TOLD,
         },
         "layer": [{"mark": {"type": "line", "strokeWidth": 1.6}}, {"mark": {"type": "point", "filled": True}}],
-    }
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "data": {"values": curves},
-        "params": _filters(curves),
-        "hconcat": [cells, lines],
-        "resolve": {"legend": {"color": "shared"}},
-        "config": {"font": "system-ui, sans-serif", "view": {"stroke": None}},
     }
