@@ -21,7 +21,7 @@ from coordcheck.config.rules import member, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, ExecutorConfig, Expect, GateConfig, Precision
 from coordcheck.judge.cure import CureTable, cure_of
 from coordcheck.judge.looks import Auto
-from coordcheck.judge.verdict import FAILURES
+from coordcheck.judge.verdict import counts
 from coordcheck.records.files import write_text
 from coordcheck.result import Audit, CoordCheck
 
@@ -215,9 +215,7 @@ class Cured:
 
 def _counted(check: CoordCheck) -> str:
     """A verdict and how many curves are at fault and undecided."""
-    counts = check.slopes["verdict"].value_counts()
-    at_fault = int(counts[counts.index.isin(FAILURES)].sum())
-    undecided = int(counts.get("inconclusive", 0))
+    at_fault, undecided = counts(check.slopes)
     return f"{check.verdict.upper()}: {at_fault} of {len(check.slopes)} curves at fault, {undecided} undecided"
 
 

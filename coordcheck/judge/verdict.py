@@ -304,6 +304,11 @@ def overall(judged: pd.DataFrame, control_saw: bool | None, faults: Collection[s
     return "pass"
 
 
+def counts(judged: pd.DataFrame) -> tuple[int, int]:
+    """How many curves are at fault, and how many undecided."""
+    return int(judged["verdict"].isin(FAILURES).sum()), int((judged["verdict"] == "inconclusive").sum())
+
+
 def worst_first(judged: pd.DataFrame) -> pd.DataFrame:
     """Curves at fault, then undecided ones, then the rest, each by how far they lie outside their range."""
     rank = judged["verdict"].map({name: i for i, name in enumerate((*FAILURES[:2], "explodes", "vanishes"))})

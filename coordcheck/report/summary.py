@@ -12,7 +12,7 @@ from rich.console import Console
 from coordcheck.config.load import flatten
 from coordcheck.config.schema import BOOKKEEPING
 from coordcheck.judge.judgement import Judgement
-from coordcheck.judge.verdict import FAILURES
+from coordcheck.judge.verdict import counts
 from coordcheck.records.files import write_atomically, write_text
 from coordcheck.report.console import STYLES, cell_text, new_table, say
 from coordcheck.report.figures.style import save_figure
@@ -96,7 +96,7 @@ def summary_row(check: Judgement) -> dict[str, str]:
     first = next((finding for finding in check.findings if finding.fault), None)
     return {
         "verdict": check.verdict,
-        "at fault": f"{check.slopes['verdict'].isin(FAILURES).sum()} of {len(check.slopes)}",
+        "at fault": f"{counts(check.slopes)[0]} of {len(check.slopes)}",
         "first at fault": "" if first is None else first.parameter or first.module,
         "fault": "" if first is None else first.fault,
         "control": {True: "fails as it must", False: "passes: check cannot see", None: "none"}[check.control.saw],

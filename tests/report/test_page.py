@@ -165,7 +165,7 @@ def test_a_cell_tells_zero_dead_and_not_finite_apart(gate):
     curves = {key: lambda width, seed, size=size: size for key, size in steps.items()}
     check = check_of(gate, {**curves, ("fc", "activation", 1): power(0.4, 0.01)})
     cells = {curve["module"]: curve["short"] for curve in chart.curves_of(check, chart.shown_slopes(check))}
-    assert cells == {"due": "0", "dead": "∅", "broken": "✕", "fc": "▲ +0.40"}
+    assert cells == {"due": "0", "dead": "∅ 0", "broken": "✕", "fc": "▲ +0.40"}
 
 
 def test_an_index_links_to_the_page_of_each_cell(tmp_path):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from coordcheck.judge.cure import CureTable
 from coordcheck.judge.judgement import Judgement
-from coordcheck.judge.verdict import FAILURES
+from coordcheck.judge.verdict import counts
 from coordcheck.records.schema import WEIGHTS
 from coordcheck.report.figures.check import draw_panel
 from coordcheck.report.figures.curves import make_headroom
@@ -64,8 +64,7 @@ def cure_figure(table: CureTable, before: Judgement, after: Judgement) -> Figure
 
 def headline(check: Judgement) -> str:
     """The verdict, and how many curves are at fault or undecided."""
-    counts = check.slopes["verdict"].value_counts()
-    at_fault, undecided = int(counts[counts.index.isin(FAILURES)].sum()), int(counts.get("inconclusive", 0))
+    at_fault, undecided = counts(check.slopes)
     said = [f"{at_fault} of {len(check.slopes)} curves at fault"] + [f"{undecided} undecided"] * (undecided > 0)
     return f"{check.verdict.upper()}, {', '.join(said)}"
 

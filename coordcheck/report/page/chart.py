@@ -14,7 +14,8 @@ from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.verdict import worst_first
 from coordcheck.records.names import printable
 from coordcheck.records.schema import sizes
-from coordcheck.report.figures.style import MARKS, VERDICT_COLOURS
+from coordcheck.report.figures.heat_map import cell_text
+from coordcheck.report.figures.style import VERDICT_COLOURS
 from coordcheck.report.tables import format_slope
 
 MOST_CURVES = 2000  # that a page shows, whole modules, those with the worst curves first
@@ -61,7 +62,7 @@ def curves_of(check: Judgement, slopes: pd.DataFrame) -> list[dict[str, Any]]:
             "step": int(row["step"]),
             "at": at(row["kind"], row["step"]),
             "slope": format_slope(row),
-            "short": _short(row),
+            "short": cell_text(row["verdict"], row["slope"], row["n_zero"] == row["n_runs"]),
             "expected": expected[i],
             "verdict": str(row["verdict"]),
             "source": str(row["source"]),
@@ -71,12 +72,6 @@ def curves_of(check: Judgement, slopes: pd.DataFrame) -> list[dict[str, Any]]:
     ]
     # lines are drawn in this order: those at fault over the others
     return sorted(curves, key=lambda curve: DRAWN.get(curve["verdict"], len(DRAWN)))
-
-
-def _short(row: pd.Series) -> str:
-    """What a cell of the heat map has room for: its mark, and its slope or that it is zero where it is due."""
-    mark = MARKS[row["verdict"]]
-    return f"{mark} {row['slope']:+.2f}".strip() if np.isfinite(row["slope"]) else mark or "0"
 
 
 def at(kind: str, step: int) -> str:
