@@ -274,6 +274,15 @@ def test_changes_that_drown_in_rounding_are_too_gentle(gate):
     assert "rounding" in check.sentence()
 
 
+@pytest.mark.parametrize("change", [0.0, 1e-7])
+def test_memory_that_nothing_wrote_is_named_whatever_it_held(gate, change):
+    """Huge numbers make every change one of rounding; none of that is what the user must mend."""
+    curves = {("fc", "activation", 1): 0.0, ("fc", "delta", 1): lambda w, s: change * power(-0.9)(w, s)}
+    check = check_of(gate, curves, [parameter("fc.weight", unwritten=5)])
+    assert check.verdict == "fail"
+    assert [finding.fault for finding in check.findings] == ["init"]
+
+
 def test_waiting_for_the_first_gradient_is_not_too_gentle(gate):
     """Behind a zero readout nothing else moves at step 1."""
     curves = {("fc", "activation", 1): 0.0, ("fc", "delta", 1): zero, ("proj", "delta", 1): zero}

@@ -46,12 +46,15 @@ def diagnose(
     if runs_differ := harness(evidence):
         return [runs_differ]
     known = [*audited(evidence)]
-    if not any(finding.quantity is not None and finding.quantity.name == "writes" for finding in known):
-        # where memory that nothing wrote is trained, no curve tells of anything else
+    # memory that nothing wrote may hold anything: no curve, however large or still, tells of anything else
+    garbage = any(finding.quantity is not None and finding.quantity.name == "writes" for finding in known)
+    if not garbage:
         known += growing_heads(evidence)
         known += origins(evidence, known)
     found = [with_the_loss(finding, evidence) for finding in known]
     found.sort(key=lambda finding: (-finding.explains, evidence.order(finding.module)))
+    if garbage:
+        return found
     if evidence.nothing_moves:
         found.insert(0, motionless(evidence))
     elif evidence.drowned or (seen is False and not found):
