@@ -21,6 +21,7 @@ from coordcheck.config.rules import member, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, ExecutorConfig, Expect, GateConfig, Precision
 from coordcheck.judge.cure import CureTable, cure_of
 from coordcheck.judge.looks import Auto
+from coordcheck.judge.trial import table_of
 from coordcheck.judge.verdict import counts
 from coordcheck.records.files import write_text
 from coordcheck.result import Audit, CoordCheck
@@ -333,7 +334,8 @@ def cure_cell(
 ) -> Cured:
     """Audits a cell until nothing is left to change, then checks it with the changes applied.
 
-    The check before is made at the three narrowest widths, to show what was wrong; the one after at all.
+    The check before is made at the three narrowest widths, to show what was wrong; the one after at all. Where its
+    curves ask for more it is made once again.
     """
     from coordcheck.models.cured import Cured as CuredCell
 
@@ -342,8 +344,30 @@ def cure_cell(
         keeping: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": executor}
         return check_once(of, twin, plan, gate, at, seeds, **keeping, config=config)
 
-    table, before = find_cure(cell, gate, widths, base_width)
-    return Cured(table, check(cell, sorted(widths)[:FEWEST]), check(CuredCell(cell, table), widths), before)
+    table, audited = find_cure(cell, gate, widths, base_width)
+    before = check(cell, sorted(widths)[:FEWEST])
+    after = check(CuredCell(cell, table), widths)
+    longer = table.plus(asked_by_curves(after, base_width)).generalized(audited.parameters["parameter"])
+    longer = dataclasses.replace(longer, notes=table.notes)
+    if longer != table:
+        again = check(CuredCell(cell, longer), widths)
+        if again.verdict == "pass" or sum(counts(again.slopes)) < sum(counts(after.slopes)):
+            table, after = longer, again
+    return Cured(table, before, after, audited)
+
+
+def asked_by_curves(check: CoordCheck, base_width: int) -> CureTable:
+    """What the findings of a check ask for beyond its audit; of several that ask it of one weight the first counts."""
+    table = CureTable(base_width)
+    seen: set[tuple[str, str]] = set()
+    for finding in check.findings:
+        if check.audit is None or finding.change is None or finding.quantity is not None:
+            continue
+        asked = {(name, finding.change.quantity) for name in finding.parameters}
+        if not asked & seen:
+            table = table.plus(table_of(finding, check.audit, base_width))
+        seen |= asked
+    return table
 
 
 def find_cure(cell: "Cell", gate: GateConfig, widths: Sequence[int], base_width: int) -> tuple[Cure, Audit]:

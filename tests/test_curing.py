@@ -313,3 +313,71 @@ def test_a_branch_that_is_multiplied_as_a_whole_is_cured():
     exponents = result.cure.exponents("inner.2.weight")
     assert (exponents.std, exponents.lr) == (-0.5, -1.5)
     assert result.before.verdict == "fail" and result.after.verdict != "fail"
+
+
+class Routed(nn.Module):
+    """Experts of one layer each, mixed by a router whose std is width^power; all else is in muP."""
+
+    def __init__(self, width, power):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(32, width), nn.Linear(width, 32, bias=False)
+        self.router, self.mix = nn.Linear(width, 4, bias=False), nn.Linear(width, width, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
+        for layer in (*self.experts, self.mix):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+        nn.init.normal_(self.head.weight, std=4 / width)
+        nn.init.normal_(self.router.weight, std=BASE**-0.5 * (width / BASE) ** power)
+
+    def forward(self, tokens):
+        x = self.mix(self.embedding(tokens)).tanh()
+        shares = self.router(x).softmax(-1)
+        return self.head(x + sum(shares[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts)))
+
+
+def in_mup_but_for_routers(model):
+    embedding, *others = model.parameters()
+    groups = [{"params": [embedding]}, {"params": others, "lr": 2e-2 * BASE / model.head.in_features}]
+    return torch.optim.Adam(groups, lr=2e-2, eps=1e-12)
+
+
+@pytest.mark.parametrize("power", [-0.5, -1.0])
+def test_a_router_whose_std_suits_step_0_only_is_cured_by_what_its_curves_ask(power):
+    """What goes back through it is of width^-1/2, through the readout of 1/width; its audit finds nothing."""
+    widths = (32, 128, 512)
+    result = coordcheck.cure(
+        lambda width: Routed(width, power), batch, widths, optimizer=in_mup_but_for_routers, device="cpu"
+    )
+    exponents = result.cure.exponents("router.weight")
+    assert (result.audit.verdict, exponents.std, exponents.lr) == ("pass", -1.0 - power, 0.0)
+    assert result.after.verdict == "pass"
+    assert not result.cure.notes
+
+
+def test_a_readout_that_is_divided_twice_gets_its_size_back():
+    class Twice(Branch):
+        def forward(self, tokens):
+            x = self.embedding(tokens)
+            return self.head((x + self.inner(x)) * (BASE / x.shape[-1]) ** 2)
+
+    exponents = cured(Twice).cure.exponents("head.weight")
+    assert (exponents.std, exponents.lr) == (1.0, 1.0)
+
+
+def test_epsilon_of_a_norm_is_cured_and_that_of_a_keys_bias_is_not():
+    """A key's bias moves all scores of a query alike, which softmax does not see: its gradient is rounding."""
+
+    class Attending(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(32, width), nn.Linear(width, 32, bias=False)
+            self.norm, self.key = nn.LayerNorm(width), nn.Linear(width, 16)
+            self.query, self.value = nn.Linear(width, 16), nn.Linear(width, width)
+
+        def forward(self, tokens):
+            x = self.norm(self.embedding(tokens))
+            heads = (layer(x).unsqueeze(1) for layer in (self.query, self.key, self.value))
+            return self.head(x + nn.functional.scaled_dot_product_attention(*heads, is_causal=True).squeeze(1))
+
+    found = cured(Attending, lambda model: torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-2)).cure
+    assert found.exponents("norm.weight").eps < -0.5
+    assert found.exponents("key.bias").eps == 0

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from coordcheck.check import check_once, in_training, twin_of
+from coordcheck.check import in_training
 from coordcheck.config.load import default_gate
 from coordcheck.config.schema import AUTO, Expect, GateConfig, Precision
-from coordcheck.curing import Cure, find_cure
+from coordcheck.curing import Cure, cure_cell, find_cure
 from coordcheck.judge.looks import Auto
-from coordcheck.models.cured import Cured as CuredCell
 from coordcheck.models.own import OwnCell
 from coordcheck.result import CoordCheck
 from coordcheck.run.train import RunPlan
@@ -60,7 +59,7 @@ def find(case: Case, widths: tuple[int, ...], base: int) -> Cure:
 
 
 def cure_case(case: Case, widths: tuple[int, ...], base: int) -> Outcome:
-    """The cure of a case, and the check with it: seeds=auto, and a control.
+    """The cure of a case, and the check with it: seeds=auto, and controls.
 
     Where that leaves curves undecided it is made again with one more width, twice as wide.
     """
@@ -70,15 +69,10 @@ def cure_case(case: Case, widths: tuple[int, ...], base: int) -> Outcome:
         warnings.simplefilter("ignore")  # an evaluation within the step has one of its own
         for at in (widths, (*widths, 2 * widths[-1])):
             cell, gate = _cell(case, at)
-            cure = find_cure(cell, gate, at, base)[0]
-            if not cure:
-                return Outcome(cure, None)
-            cured = CuredCell(cell, cure)
-            twin = twin_of(cured, gate, min(at))
-            after = check_once(cured, twin, plan, gate, at, Auto(3.0), workers=1, config={"seeds": AUTO})
-            if after.verdict != "inconclusive":
+            cured = cure_cell(cell, plan, gate, at, Auto(3.0), base, {"seeds": AUTO}, workers=1)
+            if cured.after.verdict != "inconclusive":
                 break
-    return Outcome(cure, after)
+    return Outcome(cured.cure, cured.after if cured.cure else None)
 
 
 def _cell(case: Case, widths: tuple[int, ...]) -> tuple[OwnCell, GateConfig]:

@@ -22,6 +22,7 @@ VERSION = 1
 POWERS = {"init_std": "std", "learning_rate": "lr", "weight_decay": "weight_decay", "epsilon": "eps"}
 FOLDED = {"sgd": 2.0}  # of a multiplier's exponent, what the learning rate takes over; 1 under Adam
 UNSURE = 1.5  # of a 95 % interval, three standard errors: of hundreds of weights some lie beyond two
+ROUNDING = 1e-5  # of the median gradient, below which one is zero but for rounding: a key's bias has 1e-7
 SAME = 0.08  # how far an exponent may be from a multiple of a quarter and mean it
 
 
@@ -195,6 +196,8 @@ def cure_of(audit: AuditResult, base_width: int) -> CureTable:
     notes = []
     for finding in audit.findings:
         row = rows.get(finding.parameter, {})
+        if finding.verdict == "large_epsilon" and row["gradient"] < ROUNDING * audit.parameters["gradient"].median():
+            continue
         power = _exponents_of(finding, row)
         if power is not None:
             role, before = changes.get(finding.parameter, (row["role"], Exponents()))
@@ -210,8 +213,6 @@ def cure_of(audit: AuditResult, base_width: int) -> CureTable:
 def _exponents_of(finding: AuditFinding, row: Mapping[Any, Any]) -> Exponents | None:
     """What a finding asks of a parameter; None if it is not that."""
     if finding.verdict == "large_epsilon":
-        if row["role"] == "vector":  # the gradient of a key's bias is zero but for rounding
-            return None
         return Exponents(eps=rounded(min(0.0, row["gradient_exponent"] - row["eps_exponent"])))
     if finding.change is None:
         return None
@@ -222,9 +223,9 @@ def _exponents_of(finding: AuditFinding, row: Mapping[Any, Any]) -> Exponents | 
         rate = FOLDED.get(row["update"], 1.0) * power
         if row["role"] != "readout":
             return Exponents(std=power, lr=rate)
-        # its logits need not start as large as they may
-        too_large = row["std_exponent"] - row["expected_std_exponent"] if row["init_std"] > 0 else 0.0
-        return Exponents(std=rounded(min(0.0, -too_large)), lr=rate)
+        # what makes it smaller may leave out its init: logits need not start as large as they may
+        allowed = row["expected_std_exponent"] - row["std_exponent"] if row["init_std"] > 0 else 0.0
+        return Exponents(std=rounded(min(max(power, 0.0), allowed)), lr=rate)
     if finding.change.quantity == "init_std":
         low, high = (UNSURE * (row[end] - row["std_exponent"]) for end in ("std_low", "std_high"))
         power = rounded(finding.change.exponent, finding.change.exponent - high, finding.change.exponent - low)

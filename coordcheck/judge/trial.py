@@ -151,7 +151,8 @@ def table_of(finding: Finding, audit: AuditResult, base_width: int) -> CureTable
     if table or change is None or change.quantity not in POWERS:
         return table
     powers = Exponents(**{POWERS[change.quantity]: rounded(change.exponent)})
-    return CureTable(base_width, (Entry(finding.parameters, "", powers),))
+    roles = audit.parameters.set_index("parameter")["role"]
+    return CureTable(base_width, (Entry(finding.parameters, str(roles.get(finding.parameters[0], "")), powers),))
 
 
 def _words(table: CureTable) -> str:

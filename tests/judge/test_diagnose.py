@@ -168,6 +168,20 @@ def test_what_only_curves_show(gate, fault, module, curves, parameters):
     assert check.verdict == "fail"
 
 
+@pytest.mark.parametrize(("slope", "verdict"), [(0.9, "fail"), (UNDECIDED, "inconclusive")])
+@pytest.mark.parametrize(("std", "change"), [(-0.5, -0.5), (-1.0, None), (0.0, None)])
+def test_a_router_that_drifts_is_told_how_its_init_must_shrink(gate, slope, verdict, std, change):
+    """Unless its init is smaller already, or the audit finds it too large."""
+    router = parameter("fc.weight", role="projection", std_exponent=std, multiplier_exponent=0.0)
+    curves = {("wte", "activation", 0): 0.0, ("fc", "effective_update", 1): 0.0, ("fc", "delta", 1): slope}
+    check = check_of(gate, curves, [router])
+    asked = [finding.change for finding in check.findings if finding.quantity is None and finding.change is not None]
+    assert [of.exponent for of in asked] == ([] if change is None else [change])
+    if change is not None:
+        assert (check.verdict, asked[0].quantity) == (verdict, "init_std")
+        assert "gradient" in check.findings[0].cause and "1/width" in check.findings[0].advice
+
+
 def test_what_cannot_be_explained_says_so_and_how_to_learn_more(gate):
     finding = first(gate, {("fc", "delta", 1): 0.9})
     assert "not known" in finding.cause

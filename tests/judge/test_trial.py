@@ -97,6 +97,7 @@ def test_too_large_an_epsilon_is_tried_once():
     findings = [finding("epsilon", "q"), finding("epsilon", "v"), finding("untrained", "q")]
     known = audit(finding("large_epsilon", "q"))
     known.parameters["gradient_exponent"], known.parameters["eps_exponent"] = -1.0, 0.0
+    known.parameters["gradient"] = 1e-3
     tables = []
     trials = trials_of(findings, known, WIDTHS, lambda table: tables.append(table) or seen())
     assert [table.exponents("q.weight") for table in tables] == [Exponents(eps=-1.0)]

@@ -14,7 +14,7 @@ import pandas as pd
 from coordcheck.config.schema import GateConfig
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.diagnose.check import gentle, harness, motionless
-from coordcheck.judge.diagnose.curves import growing_heads, origins, with_the_loss
+from coordcheck.judge.diagnose.curves import growing_heads, origins, with_drift, with_the_loss
 from coordcheck.judge.diagnose.evidence import Evidence
 from coordcheck.judge.diagnose.parameters import audited
 from coordcheck.judge.finding import Finding
@@ -59,4 +59,5 @@ def diagnose(
         found.insert(0, motionless(evidence))
     elif evidence.drowned or (seen is False and not found):
         found.insert(0, gentle(evidence))
-    return [*found, *undecided(judged, gate, weights(records), independent(records))]
+    still_open = undecided(judged, gate, weights(records), independent(records))
+    return [*found, *(with_drift(finding, evidence) for finding in still_open)]
