@@ -6,8 +6,9 @@ come together in :func:`check_cell`. Torch is imported when they are called, so 
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn, optim
 
     from coordcheck.run.cell import Cell
+    from coordcheck.run.executors import Engine
     from coordcheck.run.queue import Finished, RunQueue
     from coordcheck.run.train import RunPlan
 
@@ -276,23 +278,35 @@ def check_cell(
     """
     from coordcheck.models.cured import Cured
 
-    options: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": executor}
-    options["config"] = config
-    check = check_once(cell, twin, plan, gate, widths, seeds, audit=audit, rerun=rerun, **options)
-    ran = sorted(int(width) for width in check.records["width"].unique())[:NARROW]
-    if check.verdict != "fail" or not try_advice or len(ran) < NARROW:
-        return check
-    few = Auto(1.0, seeds.first_seed if isinstance(seeds, Auto) else seeds[0], TRIED)
-    changed = options | {"config": {**config, "seeds": pilot(ran, TRIED)}}
+    with engine_of_stages(executor, plan, store, workers) as engine:
+        options: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": engine}
+        options["config"] = config
+        check = check_once(cell, twin, plan, gate, widths, seeds, audit=audit, rerun=rerun, **options)
+        ran = sorted(int(width) for width in check.records["width"].unique())[:NARROW]
+        if check.verdict != "fail" or not try_advice or len(ran) < NARROW:
+            return check
+        few = Auto(1.0, seeds.first_seed if isinstance(seeds, Auto) else seeds[0], TRIED)
+        changed = options | {"config": {**config, "seeds": pilot(ran, TRIED)}}
 
-    def check_with(table: CureTable) -> CoordCheck:
-        return check_once(Cured(cell, table), None, plan, gate, ran, few, rerun=False, title="advice", **changed)
+        def check_with(table: CureTable) -> CoordCheck:
+            return check_once(Cured(cell, table), None, plan, gate, ran, few, rerun=False, title="advice", **changed)
 
-    try:
-        return check.with_trials(trials_of(check.findings, check.audit, ran, check_with))
-    except Exception as error:  # of a user's model or optimizer, which need not bear a change
-        warnings.warn(f"the advice could not be tried ({type(error).__name__}: {error})", stacklevel=2)
-        return check
+        try:
+            return check.with_trials(trials_of(check.findings, check.audit, ran, check_with))
+        except Exception as error:  # of a user's model or optimizer, which need not bear a change
+            warnings.warn(f"the advice could not be tried ({type(error).__name__}: {error})", stacklevel=2)
+            return check
+
+
+@contextmanager
+def engine_of_stages(
+    executor: ExecutorConfig | Executor, plan: "RunPlan", store: str | Path | None, workers: int | None
+) -> "Iterator[ExecutorConfig | Engine]":
+    """What makes the runs of all stages of a check, so that processes are begun once; it ends with them."""
+    from coordcheck.run.executors import engine_of
+
+    with engine_of(executor, plan.device, None if store is None else Path(store), workers) as engine:
+        yield IN_THREADS if engine is None else engine
 
 
 def check_once(
@@ -308,7 +322,7 @@ def check_once(
     store: str | Path | None = None,
     reuse: bool = True,
     workers: int | None = None,
-    executor: ExecutorConfig | Executor = IN_THREADS,
+    executor: "ExecutorConfig | Executor | Engine" = IN_THREADS,
     config: Mapping[str, Any],
     title: str = "check",
 ) -> CoordCheck:

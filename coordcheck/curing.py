@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from coordcheck.auditing import audit_cell, in_training
-from coordcheck.check import IN_THREADS, check_once, twin_of
+from coordcheck.check import IN_THREADS, check_once, engine_of_stages, twin_of
 from coordcheck.config.axes import check_axes, check_budget
 from coordcheck.config.call import elsewhere, executor_of
 from coordcheck.config.load import default_gate
@@ -339,20 +339,22 @@ def cure_cell(
     """
     from coordcheck.models.cured import Cured as CuredCell
 
-    def check(of: "Cell", at: Sequence[int]) -> CoordCheck:
-        twin = twin_of(of, gate, min(at)) if of is not cell else None
-        keeping: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": executor}
-        return check_once(of, twin, plan, gate, at, seeds, **keeping, config=config)
-
     table, audited = find_cure(cell, gate, widths, base_width)
-    before = check(cell, sorted(widths)[:FEWEST])
-    after = check(CuredCell(cell, table), widths)
-    longer = table.plus(asked_by_curves(after, base_width)).generalized(audited.parameters["parameter"])
-    longer = dataclasses.replace(longer, notes=table.notes)
-    if longer != table:
-        again = check(CuredCell(cell, longer), widths)
-        if again.verdict == "pass" or sum(counts(again.slopes)) < sum(counts(after.slopes)):
-            table, after = longer, again
+    with engine_of_stages(executor, plan, store, workers) as engine:
+        keeping: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": engine}
+
+        def check(of: "Cell", at: Sequence[int]) -> CoordCheck:
+            twin = twin_of(of, gate, min(at)) if of is not cell else None
+            return check_once(of, twin, plan, gate, at, seeds, **keeping, config=config)
+
+        before = check(cell, sorted(widths)[:FEWEST])
+        after = check(CuredCell(cell, table), widths)
+        longer = table.plus(asked_by_curves(after, base_width)).generalized(audited.parameters["parameter"])
+        longer = dataclasses.replace(longer, notes=table.notes)
+        if longer != table:
+            again = check(CuredCell(cell, longer), widths)
+            if again.verdict == "pass" or sum(counts(again.slopes)) < sum(counts(after.slopes)):
+                table, after = longer, again
     return Cured(table, before, after, audited)
 
 

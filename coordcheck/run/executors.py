@@ -39,6 +39,8 @@ class Engine:
     Attributes:
         start: From how many runs go on at a time to the executor.
         devices: Of this machine that it uses.
+        each: Runs at a time that each of them may get where its memory has room for as many: one for each CPU core that
+            feeds it, unless somebody says how many.
         remote: Whether runs take place on other machines, so that nothing is tried out or timed on this one.
         queues: Whether it keeps what waits itself; else it is given no more runs than go on.
         foreign: Whether somebody else began it, who will end it too.
@@ -47,6 +49,7 @@ class Engine:
 
     start: Callable[[int], Executor]
     devices: int = 1
+    each: int = 1
     remote: bool = False
     queues: bool = False
     foreign: bool = False
@@ -68,12 +71,12 @@ class Engine:
 
 @contextmanager
 def engine_of(
-    executor: ExecutorConfig | Executor, device: torch.device, folder: Path | None, workers: int | None
+    executor: ExecutorConfig | Executor | Engine, device: torch.device, folder: Path | None, workers: int | None
 ) -> Iterator[Engine | None]:
     """The engine that a check asks for, ended with it; None where its runs go on in threads of this process.
 
     Args:
-        executor: A name with arguments, or any executor of ``concurrent.futures``.
+        executor: A name with arguments, any executor of ``concurrent.futures``, or an engine of which this is a part.
         device: Where runs take place.
         folder: On a directory that all machines see, for what an engine writes; None where there is none.
         workers: Runs at a time that were asked for.
@@ -81,6 +84,9 @@ def engine_of(
     Raises:
         ValueError: if its package is not installed, or it needs a store.
     """
+    if isinstance(executor, Engine):
+        yield executor
+        return
     engine = _engine(executor, device, folder, workers)
     try:
         yield engine
@@ -99,8 +105,9 @@ def _engine(
     if name == ExecutorName.threads or (name == ExecutorName.auto and len(visible) < 2):
         return None
     if name in (ExecutorName.auto, ExecutorName.processes):
-        start = partial(_processes, visible)
-        return Engine(start, devices=max(1, len(visible)), automatic=name == ExecutorName.auto)
+        start, devices = partial(_processes, visible), max(1, len(visible))
+        each = max(1, cores() // devices) if on_gpu and workers is None else 1
+        return Engine(start, devices, each, automatic=name == ExecutorName.auto)
     if name == ExecutorName.ray:
         return Engine(lambda _: _begun(name, Ray, on_gpu, **args), remote=True, queues=True)
     if name == ExecutorName.dask:
@@ -142,6 +149,11 @@ KNOWN = {
     "ray": "address=auto",
     "dask": "address=tcp://scheduler:8786",
 }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices_of(device: torch.device) -> list[str]:

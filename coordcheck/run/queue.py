@@ -6,7 +6,6 @@ the same bit for bit whoever makes the runs, whatever the number of workers or t
 """
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,13 +35,14 @@ from coordcheck.run.estimate import (
     seconds_by_width,
     useful_workers,
 )
-from coordcheck.run.executors import TRIES, Engine
+from coordcheck.run.executors import TRIES, Engine, cores
 from coordcheck.run.one import Outcome, Trainer, pack, run_one, train_one
 from coordcheck.run.spread import Run, spread
 from coordcheck.run.train import Cancelled, RunPlan
 
 LONGEST = 300  # characters of what a worker died of
 NAMED = 4  # runs that a progress bar has room for
+CONTEXT = 2**30  # bytes of a GPU for each process: CUDA's own some 500 MiB, and workspaces of its libraries
 ROOM = 0.8  # of a device's memory, for all runs that go on at a time
 BUILDING = Lock()  # what makes a model or a batch may draw from torch's global generator, which all threads share
 
@@ -351,9 +351,8 @@ def share_cores(device: torch.device, seeds: int) -> tuple[int, int]:
     """
     if device.type != "cpu":
         return 1, torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // seeds)
-    return max(1, cores // threads), threads
+    threads = max(1, cores() // seeds)
+    return max(1, cores() // threads), threads
 
 
 def announce(queues: Sequence[RunQueue]) -> None:
@@ -370,10 +369,14 @@ def announce(queues: Sequence[RunQueue]) -> None:
         release(device)  # what the first runs took is for the workers now
     estimates = [queue.estimate(measured) for queue in queues]
     needed, available = max(needed for _, needed in estimates), available_memory(device)
+    of_process = CONTEXT if engine is not None and device.type == "cuda" else 0
     for queue, (runs, _) in zip(queues, estimates, strict=True):
-        with_room = devices * max(1, int(ROOM * available / needed)) if available else queue.workers
-        useful = useful_workers(runs, measured[min(measured)]) if engine is None else queue.workers
-        queue.workers = max(1, min(queue.workers, with_room, useful))
+        if engine is None:
+            wanted = min(queue.workers, useful_workers(runs, measured[min(measured)]))
+        else:
+            wanted = max(queue.workers, devices * engine.each)
+        with_room = devices * max(1, int(ROOM * available / (needed + of_process))) if available else wanted
+        queue.workers = max(1, min(wanted, with_room))
     seconds = sum(makespan(runs, queue.workers) for (runs, _), queue in zip(estimates, queues, strict=True))
     if seconds >= LONG:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -19,6 +19,7 @@ from coordcheck import coord_check
 from coordcheck.check import prepare
 from coordcheck.config.call import executor_of
 from coordcheck.config.schema import Precision
+from coordcheck.judge.trial import trials_of
 from coordcheck.models.own import OwnCell
 from coordcheck.records.store import RunStore
 from coordcheck.run import executors
@@ -188,18 +189,44 @@ def test_what_cannot_be_sent_stays_here_where_nobody_asked_for_processes(monkeyp
         queue(own(build), asked).finish()
 
 
-@pytest.mark.parametrize(("room", "workers"), [(100, 6), (6, 2), (11, 4), (0.1, 2)])
-def test_as_many_runs_go_on_at_each_device_as_its_memory_has_room_for(monkeypatch, room, workers):
+@pytest.mark.parametrize(
+    ("asked", "room", "workers"),
+    [(6, 100, 6), (6, 6, 2), (6, 11, 4), (6, 0.1, 2), (None, 100, 8), (None, 16, 6), (None, 6, 2), (None, 0, 8)],
+)
+def test_as_many_runs_go_on_at_each_device_as_its_memory_has_room_for(monkeypatch, asked, room, workers):
+    """A run takes 3 GiB and its process 1; of 8 cores each of two devices gets four, unless `workers` says less."""
     cell = tiny_cell(*SMALL)
-    runs = RunQueue(cell, plan_of(cell.config), WIDTHS, (0, 1, 2), workers=6)
+    runs = RunQueue(cell, plan_of(cell.config, "cuda"), WIDTHS, (0, 1, 2), workers=asked or 2)
     monkeypatch.setattr(executors, "devices_of", lambda device: ["0", "1"])
+    monkeypatch.setattr(executors, "cores", lambda: 8)
     monkeypatch.setattr(runs, "measure", lambda: {16: 1.0, 32: 1.0})
-    monkeypatch.setattr(runs, "estimate", lambda measured: ([1.0] * 9, 4 * 2**30))
+    monkeypatch.setattr(runs, "estimate", lambda measured: ([1.0] * 9, 3 * 2**30))
     monkeypatch.setattr(queues, "available_memory", lambda device: room * 2**30)
-    with engine("processes") as several:
+    with engine_of(executor_of("processes"), runs.plan.device, None, asked) as several:
         runs.engine = several
         announce([runs])
     assert runs.workers == workers
+
+
+def test_processes_are_begun_once_for_all_stages_of_a_check(monkeypatch):
+    """The runs and their control, the trial of what is advised: a process that has torch in it serves all."""
+
+    def build(width):
+        layers = nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
+        return nn.Sequential(*layers)
+
+    def adam(model):
+        return torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    monkeypatch.setattr("coordcheck.check.trials_of", trials_of)
+    begun, made = [], []
+    start, spread = executors._processes, queues.spread
+    monkeypatch.setattr(executors, "_processes", lambda *given: begun.append(given) or start(*given))
+    monkeypatch.setattr(queues, "spread", lambda *given: made.append(given) or spread(*given))
+    options = {"widths": (16, 64, 256), "seeds": 2, "device": "cpu", "steps": 2, "expect": "mup", "workers": 2}
+    check = coord_check(build, XY, executor="processes", optimizer=adam, **options)
+    assert check.verdict == "fail" and check.findings[0].tried
+    assert (len(begun), len(made) > 2) == (1, True)
 
 
 def test_the_key_of_a_run_knows_the_type_of_its_device_and_not_its_index(tmp_path):

@@ -1,5 +1,6 @@
 """Runs: the same numbers whatever the workers, nothing lost to a fault, finished ones reused."""
 
+import os
 import re
 
 import pandas as pd
@@ -195,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     [(2, 5, (2, 1)), (2, 1, (1, 2)), (4, 3, (4, 1)), (16, 5, (5, 3)), (1, 3, (1, 1)), (8, 3, (4, 2))],
 )
 def test_the_runs_of_a_width_share_the_cores(monkeypatch, cores, seeds, shared):
-    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert share_cores(CPU, seeds) == shared
     assert share_cores(torch.device("cuda"), seeds)[0] == 1
 
