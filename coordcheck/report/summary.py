@@ -18,7 +18,7 @@ from coordcheck.report.console import STYLES, cell_text, new_table, say
 from coordcheck.report.figures.style import save_figure
 from coordcheck.report.figures.summary import summary_figure
 from coordcheck.report.page.html import index_page
-from coordcheck.report.tables import markdown_table
+from coordcheck.report.tables import WORST, differing_sizes, markdown_table
 
 
 def label_checks(checks: Mapping[Path, Judgement]) -> dict[Path, dict[str, str]]:
@@ -81,14 +81,28 @@ def summarize(checks: Mapping[Path, Judgement], directory: Path, console: Consol
             cell_text(console, cell), f"[{STYLES[said]}]{said}[/]", *(cell_text(console, text) for text in rest)
         )
     console.print(table)
+    sizes = differing_sizes({labels[path]: check.audit for path, check in checks.items()})
+    if len(sizes) and frame.drop(columns="cell").duplicated(keep=False).all():  # else slopes tell cells apart
+        _print_sizes(sizes, console)
     files = [directory / f"summary.{kind}" for kind in ("png", "csv", "md", "html")]
     figure = summary_figure({labels[path]: check for path, check in checks.items()}, arrange(list(keyed.values())))
     save_figure(figure, files[0], {labels[path]: check.config for path, check in checks.items()})
     write_atomically(files[1], lambda path: frame.to_csv(path, index=False))
-    write_text(files[2], markdown_table(frame) + "\n")
+    said = [markdown_table(frame), *([markdown_table(sizes)] if len(sizes) else [])]
+    write_text(files[2], "\n\n".join(said) + "\n")
     write_text(files[3], index_page(f"{len(frame)} cells", dict(zip(checks, rows, strict=True)), directory))
     say(console, "Summary: " + "  ".join(map(str, files)))
     return files
+
+
+def _print_sizes(sizes: pd.DataFrame, console: Console) -> None:
+    """What tells cells apart where no verdict does."""
+    table = new_table("no slope tells these cells apart; initial sizes do", console)
+    for name in sizes.columns:
+        table.add_column(cell_text(console, name))
+    for row in sizes.head(WORST).to_numpy().tolist():
+        table.add_row(*(cell_text(console, text) for text in row))
+    console.print(table)
 
 
 def summary_row(check: Judgement) -> dict[str, str]:

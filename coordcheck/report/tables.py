@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from coordcheck.judge.verdict import worst_first
 from coordcheck.records.names import LONGEST, printable
 
 WORST = 10
+APART = 1.1  # times, from which on two initial sizes differ by more than chance
 LONGEST_CELL = 400  # characters
 
 
@@ -71,6 +73,25 @@ def audit_rows(audit: AuditResult) -> pd.DataFrame:
             "verdict": rows["verdict"],
         }
     )
+
+
+def differing_sizes(audits: Mapping[str, AuditResult | None]) -> pd.DataFrame:
+    """Initial sizes in which checks differ by a constant, which no slope shows: std√fan_in, a column for each check.
+
+    Parameters of blocks share a row (``*`` is a number), and so do others of the same sizes.
+    """
+    sizes = {}
+    for label, audit in audits.items():
+        if audit is not None:
+            families = audit.parameters["parameter"].str.replace(r"(?<![^.])\d+(?![^.])", "*", regex=True)
+            sizes[label] = audit.parameters["std_fan_in"].groupby(families, sort=False).median()
+    told = pd.DataFrame(sizes).dropna(how="any")
+    told = told[told.max(axis=1) > APART * told.min(axis=1)].map("{:.2f}".format)
+    rows = [
+        {"std√fan_in": str(group.index[0]) + (f" and {len(group) - 1} more" if len(group) > 1 else ""), **group.iloc[0]}
+        for _, group in told.groupby(list(told.columns), sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["std√fan_in", *sizes], dtype=str)
 
 
 def format_exponent(measured: float, expected: float) -> str:

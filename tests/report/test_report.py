@@ -1,5 +1,6 @@
 """Words and tables, and the labels of many cells."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from coordcheck.report.figures.audit import audit_figure
 from coordcheck.report.figures.style import VERDICT_COLOURS
 from coordcheck.report.markdown import audit_markdown, check_markdown
 from coordcheck.report.summary import arrange, label_checks, summarize
-from coordcheck.report.tables import audit_sentences, format_exponent
+from coordcheck.report.tables import audit_sentences, differing_sizes, format_exponent
+from coordcheck.result import Audit
 
 
 def audited(depth=1):
@@ -129,6 +131,32 @@ def test_a_summary_of_two_cells(gate, tmp_path):
     files = summarize(checks, tmp_path, Console(quiet=True))
     assert [path.name for path in files] == ["summary.png", "summary.csv", "summary.md", "summary.html"]
     assert "| steps=2 | fail | 1 of 1 | attn.weight | unexplained |" in (tmp_path / "summary.md").read_text()
+
+
+def test_cells_that_no_slope_tells_apart_are_told_apart_by_their_initial_sizes(gate, tmp_path):
+    """Two layers half as large, once; a bias that is zero in both, and a third layer, tell nothing."""
+
+    def parameters(factor):
+        rows = audited(depth=3).parameters
+        rows.loc[rows["parameter"].isin(["1.weight", "2.weight"]), "std_fan_in"] *= factor
+        return rows.assign(parameter="blocks." + rows["parameter"].str.replace("3.weight", "out.weight"))
+
+    audits = {str(of): Audit.from_parameters(parameters(of), [32, 64, 128], "sp", 0.1) for of in (1.0, 0.5)}
+    sizes = differing_sizes(audits | {"none": None})
+    assert sizes.columns.tolist() == ["std√fan_in", "1.0", "0.5"]
+    ((name, whole, half),) = sizes.to_numpy().tolist()
+    assert name == "blocks.*.weight"
+    assert (float(whole), float(half)) == pytest.approx((0.58, 0.29), abs=0.02)
+    checks = {Path(label): check_of(gate, 0.0, of=label) for label in audits}
+    checks = {path: dataclasses.replace(check, audit=audits[str(path)]) for path, check in checks.items()}
+    console = Console(record=True, width=120, file=io.StringIO())
+    summarize(checks, tmp_path, console)
+    said = console.export_text()
+    assert "no slope tells these cells apart" in said and "blocks.*.weight" in said
+    assert f"| blocks.*.weight | {whole} | {half} |" in (tmp_path / "summary.md").read_text().replace("\\", "")
+    failing = checks | {Path("0.5"): dataclasses.replace(check_of(gate, 0.5, of="0.5"), audit=audits["0.5"])}
+    summarize(failing, tmp_path, console)
+    assert "no slope" not in console.export_text()
 
 
 def test_checks_are_found_below_a_directory(tmp_path, gate):
