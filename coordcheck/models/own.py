@@ -20,7 +20,7 @@ from coordcheck.models.optimizers import make_optimizer
 from coordcheck.models.text import Corpus, load_corpus
 from coordcheck.observe.roles import infshapes, roles, shapes
 from coordcheck.run.cell import META, Cell
-from coordcheck.run.device import to_device
+from coordcheck.run.device import generator_states, to_device
 from coordcheck.run.loss import default_loss
 from coordcheck.run.source import import_build, import_dotted, source_hash
 from coordcheck.run.theirs import theirs
@@ -169,9 +169,10 @@ class OwnCell(Cell):
         if self.draws is False:
             return self._loss_of(model, batch)
         torch.manual_seed(0)
-        before = torch.get_rng_state()
+        devices = {parameter.device for parameter in model.parameters()}
+        before = generator_states(devices)
         loss = self._loss_of(model, batch)
-        self.drew = self.drew or not torch.equal(before, torch.get_rng_state())
+        self.drew = self.drew or not all(map(torch.equal, before, generator_states(devices)))
         return loss
 
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """Where runs take place."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -60,3 +60,14 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def generator_states(devices: Iterable[torch.device]) -> list[Tensor]:
+    """States of torch's global generators, of the CPU's first; dropout on a GPU draws from the GPU's own."""
+    states = [torch.get_rng_state()]
+    for device in sorted(set(devices), key=str):
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        elif device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+    return states

@@ -19,6 +19,7 @@ from coordcheck.config.schema import Precision
 from coordcheck.models.families import make_cell
 from coordcheck.models.own import OwnCell, import_dotted
 from coordcheck.run import queue
+from coordcheck.run.device import generator_states
 from coordcheck.run.queue import RunQueue
 from coordcheck.run.train import RunPlan
 
@@ -226,6 +227,35 @@ def test_training_that_draws_random_numbers_goes_on_one_run_at_a_time(made, alon
     queue = RunQueue(cell, plan, WIDTHS, [0, 1], workers=2)
     prepare(queue, None, reuse=True)
     assert (queue.workers == 1) == alone
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_dropout_on_a_gpu_draws_from_the_gpus_generator():
+    """Which the CPU's does not show; were it overlooked, each step would have a mask of its own."""
+    cell = OwnCell(noisy, (INPUTS, TARGETS), sgd, None, WIDTHS)
+    device = torch.device("cuda")
+    model, batch = cell.build(WIDTHS[0], 0, device), cell.batch(0, device)
+    first = cell.loss(model, batch)
+    cell.tried_out(False)
+    assert cell.draws
+    assert torch.equal(first, cell.loss(model, batch))
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_what_a_gpus_generator_draws_is_seen_beside_the_cpus(monkeypatch, draws):
+    """A stand-in for CUDA's generator, which advances while the loss is computed."""
+    state, cuda = [0], torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([state[0], device.index]))
+    monkeypatch.setattr("coordcheck.models.own.generator_states", lambda devices: generator_states({*devices, cuda}))
+
+    def loss(model, batch):
+        state[0] += draws
+        return model(batch[0]).sum()
+
+    cell = OwnCell(build, (INPUTS, TARGETS), sgd, loss, WIDTHS)
+    cell.loss(cell.build(WIDTHS[0], 0, CPU), cell.batch(0, CPU))
+    assert cell.drew == draws
 
 
 @pytest.fixture
