@@ -1,7 +1,7 @@
 """Reads where each parameter meets data in a forward pass, and with which factor, at several widths.
 
 Roles and forward multipliers are read here, not guessed from shapes or from the classes of modules. What they should be
-is for :mod:`coordcheck.theory` to say.
+is for :mod:`coordcheck.judge.theory` to say.
 """
 
 import dataclasses
