@@ -101,7 +101,7 @@ class Runs:
         return found
 
     def _train(self, width: int, seed: int) -> pd.DataFrame:
-        key = width, self.plan.steps, *self.plan.kinds, *(self.plan.modules or ())
+        key = width, self.plan.steps, tuple(self.plan.kinds), tuple(self.plan.modules or ())
         if key not in self.cell.programs:
             begin = time.perf_counter()
             with theirs("the model, in a training step,"):

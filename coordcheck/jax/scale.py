@@ -1,5 +1,6 @@
 """muP for optax: the learning rates of the table of exponents, as a transformation that is chained behind any other."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,12 @@ def scale_by_width(
             f"optimizer=lambda width, roles: optax.chain(optax.adam(1e-3), scale_by_width(width, roles))."
         )
     shifts = multipliers or {}
+    known = isinstance(shifts, Mapping) and {*shifts} <= {*ROLES}
+    if not known or not all(isinstance(power, int | float) and math.isfinite(power) for power in shifts.values()):
+        raise ValueError(
+            f"`multipliers` is a dict from some of {', '.join(ROLES)} to exponents of width; got {shown(multipliers)}. "
+            f"For example multipliers={{'readout': -1.0}}."
+        )
     factors = {role: mult ** forms("mup", role, update, multiplier=shifts.get(role, 0.0))[0].lr for role in ROLES}
 
     def labels(parameters: Any) -> Any:

@@ -224,5 +224,8 @@ def test_scale_by_width_says_what_it_needs():
         cj.scale_by_width(64, {}, update="lion")
     with pytest.raises(ValueError, match=r"`roles` is a dict .* got deep"):
         cj.scale_by_width(64, {"a": "deep"})
+    for multipliers in ({"redout": -1.0}, {"readout": float("nan")}, {"readout": "1"}, [-1.0]):
+        with pytest.raises(ValueError, match=r"`multipliers` is a dict from some of input, .* got"):
+            cj.scale_by_width(64, {"a": "readout"}, multipliers=multipliers)
     with pytest.raises(ValueError, match=r"`roles` has no role for .*a\.kernel"):
         cj.scale_by_width(64, {}).init({"a": {"kernel": jnp.ones(2)}})
