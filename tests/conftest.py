@@ -44,6 +44,8 @@ def one_thread() -> Iterator[None]:
 def advice_untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that fail are many here; what is advised is tried where a test puts `trials_of` back."""
     monkeypatch.setattr("coordcheck.check.trials_of", lambda *_: [])
+    if "jax" in sys.modules:
+        monkeypatch.setattr("coordcheck.jax.check.trials_of", lambda *_: [])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,10 +39,7 @@ def measure(cell: JaxCell, widths: Sequence[int], with_optimizer: bool = True) -
     names = names_of(traced[0].parameters)
     sizes = [_sizes(cell, width) for width in widths]
     nothing = Step("", math.nan, math.nan)
-    steps = [
-        try_steps(cell.optimizer(w), t.parameters) if with_optimizer else {}
-        for w, t in zip(widths, traced, strict=True)
-    ]
+    steps = [_steps(cell, width) if with_optimizer else {} for width in widths]
     rows = []
     for name in names:
         rms = np.array([of[name][0] for of in sizes])
@@ -75,6 +72,13 @@ def measure(cell: JaxCell, widths: Sequence[int], with_optimizer: bool = True) -
         row["std_fan_in"] = row["init_std"] * row["fan_in"] ** 0.5
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _steps(cell: JaxCell, width: int) -> dict[str, Step]:
+    """What the optimizer does with each parameter of one width."""
+    found = try_steps(cell.optimizer(width), cell.traced(width).parameters)
+    named = zip(found.items(), cell.factors(width)[0].tolist(), strict=True)
+    return {name: step._replace(size=step.size * f, decay=step.decay * f) for (name, step), f in named}
 
 
 def _sizes(cell: JaxCell, width: int) -> dict[str, tuple[float, float]]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from coordcheck.config.load import default_optimizer_config
 from coordcheck.config.schema import OptimizerConfig, Precision
@@ -18,10 +20,12 @@ from coordcheck.jax.models import Loss, Model
 from coordcheck.jax.roles import roles_of
 from coordcheck.jax.told import names_of
 from coordcheck.jax.uses import Use, read
+from coordcheck.judge.cure import CureTable
 from coordcheck.records.names import shown
 from coordcheck.run.source import source_hash
 from coordcheck.run.theirs import theirs
 
+Factors = NDArray[np.float32]  # one for each parameter
 Optimizer = Callable[[int, Mapping[str, str]], optax.GradientTransformation]
 ADAM = "For example optimizer=lambda width, roles: optax.adam(1e-3)."
 
@@ -165,18 +169,19 @@ class JaxCell:
             batch = self._batch(seed) if callable(self._batch) else self._batch
             return jax.tree.map(jnp.asarray, batch)
 
-    def factors(self, width: int) -> tuple[float, float]:
-        """What learning rates and initial matrices are multiplied by, of a control."""
-        return 1.0, 1.0
+    def factors(self, width: int) -> tuple[Factors, Factors]:
+        """What each parameter's learning rate, and each initial parameter, is multiplied by; of a changed model."""
+        ones = np.ones(len(self.traced(width).shapes), dtype=np.float32)
+        return ones, ones
 
     def begun(self, width: int, seed: int) -> tuple[Any, Any, Any]:
         """Parameters, what else the model holds, and the optimizer's state, before the first step."""
         if width not in self.beginnings:
             transformation = self.optimizer(width)
 
-            def begin(key: Any, batch: Any, factor: Any) -> tuple[Any, Any, Any]:
+            def begin(key: Any, batch: Any, factors: Any) -> tuple[Any, Any, Any]:
                 parameters, rest = self.init(width, key, batch)
-                parameters = jax.tree.map(lambda p: (p * factor).astype(p.dtype) if p.ndim > 1 else p, parameters)
+                parameters = times(parameters, factors)
                 return parameters, rest, transformation.init(parameters)
 
             self.beginnings[width] = jax.jit(begin)
@@ -201,10 +206,39 @@ class Scaled(JaxCell):
             "scaled": {"from": smallest, "rates": rates, "weights": weights},
         }
 
-    def factors(self, width: int) -> tuple[float, float]:
-        """Powers of width / smallest width."""
+    def factors(self, width: int) -> tuple[Factors, Factors]:
+        """Powers of width / smallest width; only matrices begin larger."""
         mult = width / self._smallest
-        return mult**self._rates, mult**self._weights
+        ranks = np.array([len(shape) for shape in self.traced(width).shapes.values()])
+        weights = np.where(ranks > 1, mult**self._weights, 1.0)
+        return np.full(len(ranks), mult**self._rates, dtype=np.float32), weights.astype(np.float32)
+
+
+class Cured(JaxCell):
+    """A cell with other initial sizes and learning rates; it runs what is compiled for the cell.
+
+    Args:
+        cell: The cell.
+        cure: Of its parameters; exponents of std and learning rate alone can be applied here.
+    """
+
+    def __init__(self, cell: JaxCell, cure: CureTable):
+        self.__dict__.update(cell.__dict__)
+        self._cure = cure
+        self.determinants = {**cell.determinants, "cure": cure.to_dict()}
+
+    def factors(self, width: int) -> tuple[Factors, Factors]:
+        """Powers of width / base width."""
+        powers = [self._cure.exponents(name) for name in self.traced(width).shapes]
+        exponents = np.array([(power.lr, power.std) for power in powers])
+        rates, sizes = ((width / self._cure.base_width) ** exponents).T.astype(np.float32)
+        return rates, sizes
+
+
+def times(tree: Any, factors: Any) -> Any:
+    """A pytree, each leaf times a factor."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten([(leaf * factors[i]).astype(leaf.dtype) for i, leaf in enumerate(leaves)])
 
 
 def configured_optimizer(config: OptimizerConfig) -> Optimizer:

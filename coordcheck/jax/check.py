@@ -1,6 +1,7 @@
 """The whole flow for a JAX model: runs of a cell and of its control, records, and from there on what torch's have."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +15,13 @@ from coordcheck.config.call import check_options, gate_of
 from coordcheck.config.rules import member
 from coordcheck.config.schema import PARAMETERS, Expect, GateConfig, Precision
 from coordcheck.jax.audit import measure
-from coordcheck.jax.cell import JaxCell, Optimizer
+from coordcheck.jax.cell import Cured, JaxCell, Optimizer
 from coordcheck.jax.models import Loss
 from coordcheck.jax.run import Plan, Runs
 from coordcheck.jax.told import recorded_kinds
 from coordcheck.judge.control import Control, judge_control
+from coordcheck.judge.cure import CureTable
+from coordcheck.judge.trial import table_of, trials_of
 from coordcheck.judge.words import of_jax
 from coordcheck.records.store import RunStore
 from coordcheck.result import Audit, CoordCheck
@@ -47,6 +50,7 @@ def coord_check(
     modules: Sequence[str] | None = None,
     control: bool | tuple[Callable[[int], Any], Optimizer] | None = None,
     audit: bool = True,
+    try_advice: bool = True,
     store: str | Path | None = None,
     decay: str | None = None,
 ) -> CoordCheck:
@@ -72,6 +76,7 @@ def coord_check(
             ``expect="sp"`` with every initial matrix multiplied by its square root); a pair (build, optimizer) for
             another one that must fail, or False for none.
         audit: Whether to audit the three narrowest models first, see :func:`coordcheck.jax.audit`.
+        try_advice: Whether advice that is a number is tried where the check fails, see :func:`coordcheck.coord_check`.
         store: A directory where finished runs are kept and found again.
         decay: As for :func:`coordcheck.coord_check`.
 
@@ -84,7 +89,9 @@ def coord_check(
     axes = check_axes(widths, seeds, steps, kinds)
     recorded_kinds(axes.kinds)
     selected = check_modules(modules)
-    check_options(name=name, control=control, audit=audit, rerun=False, try_advice=False, store=store, workers=None)
+    check_options(
+        name=name, control=control, audit=audit, rerun=False, try_advice=try_advice, store=store, workers=None
+    )
     gate = gate_of(expect, decay, ())
     arithmetic = member(Precision, "precision", precision)
     cell = JaxCell(build, batch, optimizer, loss, axes.widths, name=name, precision=arithmetic)
@@ -96,7 +103,8 @@ def coord_check(
     config = {**vars(axes), "modules": selected, "precision": precision, **({} if name is None else {"name": name})}
     plan = Plan(axes.steps, axes.kinds, selected)
     listed = listed_seeds(axes.seeds)
-    return check_cell(cell, twin, plan, gate, axes.widths, listed, audited=bool(audit), store=store, config=config)
+    wanted: dict[str, Any] = {"audited": bool(audit), "try_advice": bool(try_advice), "store": store}
+    return check_cell(cell, twin, plan, gate, axes.widths, listed, config=config, **wanted)
 
 
 def listed_seeds(seeds: Sequence[int] | str, first_seed: int = 0) -> list[int]:
@@ -120,17 +128,55 @@ def check_cell(
     seeds: Sequence[int],
     *,
     audited: bool = True,
+    try_advice: bool = True,
     store: str | Path | None = None,
     reuse: bool = True,
     config: Mapping[str, Any],
     corpus_sha256: str | None = None,
 ) -> CoordCheck:
-    """Audits a cell, runs it and its control, and judges both."""
-    ascending = sorted(widths)
-    found = audit_cell(cell, ascending[:AUDITED], gate) if audited else None
-    runs = [Runs(cell, plan, ascending, seeds)]
+    """Audits a cell, runs it and its control, judges both, and tries what is advised where that fails."""
+    keeping: dict[str, Any] = {"store": store, "reuse": reuse, "corpus_sha256": corpus_sha256}
+    check = _check_once(cell, twin, plan, gate, sorted(widths), seeds, audited=audited, config=config, **keeping)
+    narrow, few = sorted(widths)[:AUDITED], list(seeds)[:CONTROL_SEEDS]
+    audit = check.audit
+    if check.verdict != "fail" or not try_advice or audit is None or len(narrow) < AUDITED or len(few) < 2:
+        return check
+
+    def check_with(table: CureTable) -> CoordCheck:
+        return _check_once(Cured(cell, table), None, plan, gate, narrow, few, config=config, **keeping)
+
+    possible = [finding for finding in check.findings if _can_be_tried(table_of(finding, audit, narrow[0]))]
+    try:
+        return check.with_trials(trials_of(possible, audit, narrow, check_with))
+    except Exception as error:  # of a user's model or optimizer, which need not bear a change
+        warnings.warn(f"the advice could not be tried ({type(error).__name__}: {error})", stacklevel=2)
+        return check
+
+
+def _can_be_tried(table: CureTable) -> bool:
+    """Whether a change is one of initial sizes and learning rates alone: an optax transformation has nothing else."""
+    return not table.multipliers and not any(e.exponents.weight_decay or e.exponents.eps for e in table.entries)
+
+
+def _check_once(
+    cell: JaxCell,
+    twin: tuple[JaxCell, str] | None,
+    plan: Plan,
+    gate: GateConfig,
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    audited: bool = True,
+    store: str | Path | None,
+    reuse: bool,
+    config: Mapping[str, Any],
+    corpus_sha256: str | None,
+) -> CoordCheck:
+    """Audits a cell, runs it and its control, and judges both; widths are ascending."""
+    found = audit_cell(cell, widths[:AUDITED], gate) if audited else None
+    runs = [Runs(cell, plan, widths, seeds)]
     if twin is not None:
-        narrower = ascending[: max(3, len(ascending) - 2)]
+        narrower = widths[: max(3, len(widths) - 2)]
         runs.append(Runs(twin[0], plan, narrower, list(seeds)[:CONTROL_SEEDS], title="control"))
     for one in runs:
         if store is not None:
@@ -143,7 +189,7 @@ def check_cell(
         gate,
         control=Control() if twin is None else judge_control(ran[0], gate, twin[1]),
         audit=found,
-        config={**config, PARAMETERS: {w: counts[w] for w in (str(ascending[0]), str(ascending[-1]))}},
+        config={**config, PARAMETERS: {w: counts[w] for w in (str(widths[0]), str(widths[-1]))}},
         versions=current_versions(),
         corpus_sha256=corpus_sha256,
     )

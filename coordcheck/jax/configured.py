@@ -30,6 +30,7 @@ def check(config: CheckConfig) -> CoordCheck:
         config.widths,
         listed_seeds(seeds_of(config), config.first_seed),
         audited=config.audit,
+        try_advice=config.try_advice,
         store=config.runs,
         reuse=config.resume,
         config=dataclasses.asdict(config),

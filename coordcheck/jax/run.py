@@ -14,7 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from coordcheck.jax.cell import JaxCell
+from coordcheck.jax.cell import JaxCell, times
 from coordcheck.jax.records import records
 from coordcheck.jax.told import DELTA, UPDATE, Told, value_and_grad
 from coordcheck.records.schema import CLASSES, LOSS
@@ -108,12 +108,12 @@ class Runs:
                 self.cell.programs[key] = compiled(self.cell, self.plan, width, seed)
             self.compiling[width] = time.perf_counter() - begin
         step, copies = self.cell.programs[key]
-        batch = self.cell.batch(seed)
+        batch, rates = self.cell.batch(seed), self.cell.factors(width)[0]
         parameters, rest, state = self.cell.begun(width, seed)
         start = parameters, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), copies)
         told: list[Told] = []
         for _ in range(self.plan.steps):
-            parameters, state, said = step(parameters, rest, state, start, batch, self.cell.factors(width)[0])
+            parameters, state, said = step(parameters, rest, state, start, batch, rates)
             if not told:
                 start = start[0], said.copies
             told.append(said.without(() if told else SINCE))
@@ -130,16 +130,15 @@ def compiled(cell: JaxCell, plan: Plan, width: int, seed: int) -> tuple[Any, Any
     transformation = cell.optimizer(width)
     loss = value_and_grad(cell.loss(width), plan.kinds, plan.modules)
 
-    def step(parameters: Any, rest: Any, state: Any, start: Any, batch: Any, rate: Any) -> Any:
+    def step(parameters: Any, rest: Any, state: Any, start: Any, batch: Any, rates: Any) -> Any:
         (_, told), gradients = loss(parameters, rest, batch, start=start)
         updates, state = transformation.update(gradients, state, parameters)
-        updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
-        return optax.apply_updates(parameters, updates), state, told
+        return optax.apply_updates(parameters, times(updates, rates)), state, told
 
     batch = cell.batch(seed)
     begun = jax.eval_shape(lambda: cell.begun(width, seed))
     copies = jax.eval_shape(lambda p, r, b: loss(p, r, b)[0][1].copies, begun[0], begun[1], batch)
-    return jax.jit(step).lower(*begun, (begun[0], copies), batch, 1.0).compile(), copies
+    return jax.jit(step).lower(*begun, (begun[0], copies), batch, cell.factors(width)[0]).compile(), copies
 
 
 def _refuse_nothing(found: pd.DataFrame, plan: Plan, told: Told) -> None:

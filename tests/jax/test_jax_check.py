@@ -14,13 +14,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import pandas as pd
 
 import coordcheck
 import coordcheck.jax as cj
 from coordcheck.cli.report import main as report
-from coordcheck.jax.audit import rates
-from coordcheck.jax.cell import JaxCell
+from coordcheck.jax.audit import measure, rates
+from coordcheck.jax.cell import Cured, JaxCell
+from coordcheck.jax.check import _can_be_tried
 from coordcheck.jax.steps import try_steps
+from coordcheck.judge.cure import CureTable, Entry, Exponents
+from coordcheck.judge.trial import trials_of
 from coordcheck.records.merge import save_run
 
 DRAW = np.random.default_rng(0)
@@ -76,6 +80,43 @@ def test_a_model_in_sp_fails_at_its_kernels_in_the_words_of_jax():
     assert "mup." not in sentences and "weight of" not in sentences and "parameter group" not in sentences
     undecided = [finding for finding in found.findings if not finding.fault and finding.module == "mid"]
     assert all(finding.parameter == "mid.kernel" for finding in undecided)
+
+
+@pytest.mark.parametrize("faulty", ["rate", "all"])
+def test_advice_is_tried_in_jax_too(monkeypatch, faulty):
+    """One rate alone, and standard parametrization, whose readout must start and learn as if it were divided."""
+    monkeypatch.setattr("coordcheck.jax.check.trials_of", trials_of)
+
+    def fast_but_one(width, roles):
+        return in_mup(width, {**roles, "mid.kernel": "input"})
+
+    build, optimizer = (MLP, fast_but_one) if faulty == "rate" else (lambda width: MLP(width, mup=False), in_sp)
+    found = cj.coord_check(build, BATCH, WIDTHS, 5, optimizer=optimizer, control=False)
+    said = {finding.parameter: finding.tried for finding in found.findings if finding.fault}
+    assert said["mid.kernel"].startswith("Tried: with this change ")
+    assert all(trial.helped and trial.verdict != "fail" for trial in found.trials)
+    assert ("head.kernel" in said) == (faulty == "all") and len(found.trials) == len(said)
+    untried = cj.coord_check(build, BATCH, WIDTHS, 5, optimizer=optimizer, control=False, try_advice=False)
+    assert not untried.trials and untried.findings[0].advice == found.findings[0].advice
+
+
+def test_a_change_that_no_transformation_bears_is_not_tried():
+    entry = Entry(("a.kernel",), "hidden", Exponents(lr=-1.0))
+    assert _can_be_tried(CureTable(32, (entry,)))
+    assert not _can_be_tried(CureTable(32, (entry,), {"head": -0.5}))
+    for power in ("weight_decay", "eps"):
+        assert not _can_be_tried(CureTable(32, (Entry(("a.kernel",), "hidden", Exponents(**{power: 1.0})),)))
+
+
+def test_what_is_changed_is_seen_by_its_audit():
+    """Sizes as they start, rates as they step."""
+    cell = JaxCell(MLP, BATCH, in_mup, None, WIDTHS)
+    entries = Entry(("mid.kernel",), "hidden", Exponents(std=0.5, lr=1.0)), Entry(("up.bias",), "", Exponents(lr=-0.5))
+    before, after = (measure(of, WIDTHS).set_index("parameter") for of in (cell, Cured(cell, CureTable(32, entries))))
+    moved = after[["std_exponent", "lr_exponent"]].sub(before[["std_exponent", "lr_exponent"]]).fillna(0.0)
+    expected = pd.DataFrame(0.0, moved.index, moved.columns)
+    expected.loc["mid.kernel"], expected.loc["up.bias", "lr_exponent"] = [0.5, 1.0], -0.5
+    pd.testing.assert_frame_equal(moved, expected, atol=1e-4)
 
 
 def test_sp_is_what_it_says_it_is():
