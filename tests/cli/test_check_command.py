@@ -229,13 +229,18 @@ def test_what_an_earlier_sweep_left_is_not_in_the_summary_of_the_next(tmp_path):
 
 def test_ctrl_c_keeps_finished_runs_and_the_command_goes_on(tmp_path):
     arguments = [*TINY, "widths=[64,128,256,512,1024]", "workers=1", "control=false"]
-    process = command(tmp_path, *arguments)
-    runs = tmp_path / "checks/runs"
-    deadline = time.monotonic() + 120
-    while not (runs.is_dir() and list(runs.glob("[!.]*.parquet"))) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    for attempt in "abc":  # on a busy machine the command may end before this process sees its first run
+        tmp_path /= attempt
+        tmp_path.mkdir()
+        process = command(tmp_path, *arguments)
+        runs = tmp_path / "checks/runs"
+        deadline = time.monotonic() + 120
+        while not (runs.is_dir() and list(runs.glob("[!.]*.parquet"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        if process.returncode not in (0, 3, 4):
+            break
     assert process.returncode == 130
     assert "finished runs are kept" in err
     assert "Traceback" not in err
