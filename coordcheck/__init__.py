@@ -45,10 +45,13 @@ _HOMES = {
     "roles": "coordcheck.observe.before_wrapping",
     "transfer": "coordcheck.transferring",
 }
+_MODULES = ("loggers",)
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: ``coordcheck --help`` and stored reports need no torch."""
+    if name in _MODULES:
+        return import_module(f"coordcheck.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'coordcheck' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

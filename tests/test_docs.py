@@ -4,13 +4,14 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 from torch import nn
 
 import coordcheck
-from conftest import NO_TORCH, run
+from conftest import NO_TORCH, power, run, synthetic
 from coordcheck.config.load import load
 
 HIDDEN_OF_LLAMA = "model.layers.*.self_attn.q_proj.weight"
@@ -47,7 +48,7 @@ def adam(model):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code, tmp_path, monkeypatch, capsys):
+def test_python_runs(code, tmp_path, monkeypatch, capsys, gate):
     monkeypatch.chdir(tmp_path)
     if "def test_" in code:  # what the fixture does is in test_pytest_plugin.py
         compile(code, "example", "exec")
@@ -70,6 +71,11 @@ def test_python_runs(code, tmp_path, monkeypatch, capsys):
         exec(small, names)
         assert [group["lr"] for group in names["optimizer"].param_groups] == [3e-3, 1.5e-3]
         return
+    if "coordcheck.loggers" in code:  # what is written is in test_loggers.py
+        for logger in ("tensorboard", "wandb", "mlflow"):
+            monkeypatch.setattr(coordcheck.loggers, logger, create_autospec(getattr(coordcheck.loggers, logger)))
+        names["check"] = coordcheck.CoordCheck.from_records(synthetic({("fc", "activation", 0): power(0.0)}), gate)
+        names["check"].save("checks/mine")
     if "Cure.load" in code:
         (path,) = re.findall(r'Cure.load\("(.*)"\)', code)
         table = {"version": 1, "base_width": 64, "entries": [{"parameters": ["1.weight"], "role": "hidden", "lr": -1}]}

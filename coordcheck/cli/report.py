@@ -22,10 +22,16 @@ def main() -> None:
             "coordcheck-report checks/mine": "a check, or what your own training loop saved there",
             "coordcheck-report checks/mine --expect sp": "held against standard parametrization",
             "coordcheck-report --format mup coords.csv": "what mup.coord_check recorded",
+            "coordcheck-report checks/mine --log tensorboard": "for tensorboard --logdir checks",
         },
     )
     parser.add_argument("directory", nargs="+", type=Path, help="a check's directory, or one above several")
     parser.add_argument("--summary", type=Path, help="where the summary of several checks goes; default: the first DIR")
+    parser.add_argument(
+        "--log",
+        choices=["tensorboard", "wandb", "mlflow"],
+        help="log each check there too, TensorBoard's files into its directory; default: nowhere",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print tables, and every finding in full")
     end(_report, parser)
 
@@ -51,6 +57,8 @@ def _report(arguments: argparse.Namespace) -> int:
             broken.append("error")
             print(f"coordcheck-report: {one_line(error)}", file=sys.stderr)
             continue
+        if arguments.log is not None:
+            _log(check, arguments.log, home(path, arguments.format))
         checks[home(path, arguments.format)] = check
         print_check(check, console, home(path, arguments.format), verbose=arguments.verbose)
     if len(checks) > 1:
@@ -58,3 +66,13 @@ def _report(arguments: argparse.Namespace) -> int:
         with locked(directory):
             summarize(checks, directory, console)
     return exit_code([*broken, *(check.verdict for check in checks.values())])
+
+
+def _log(check: "CoordCheck", logger: str, directory: Path) -> None:
+    """Hands a check to a logger, in a run of its own."""
+    from coordcheck import loggers
+
+    if logger == "tensorboard":
+        loggers.tensorboard(check, directory)
+    else:
+        {"wandb": loggers.wandb, "mlflow": loggers.mlflow}[logger](check)
