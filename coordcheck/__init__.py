@@ -45,7 +45,7 @@ _HOMES = {
     "roles": "coordcheck.observe.before_wrapping",
     "transfer": "coordcheck.transferring",
 }
-_MODULES = ("loggers",)
+_MODULES = ("callbacks", "loggers")
 
 
 def __getattr__(name: str) -> Any:

@@ -56,6 +56,12 @@ def test_python_runs(code, tmp_path, monkeypatch, capsys, gate):
         return
     if "coordcheck.jax" in code:
         pytest.importorskip("flax", reason="JAX is not installed: pip install 'coordcheck[jax]'")
+    if "RecorderCallback" in code:  # what they record is in observe/test_callbacks.py
+        library = re.findall(r"coordcheck\.callbacks\.(\w+)", code)[0]
+        trainer = create_autospec(pytest.importorskip(library).Trainer)
+        exec(code, {"Trainer": trainer, **dict.fromkeys(("model", "args", "data"))})
+        assert trainer.call_args.kwargs["callbacks"][0].width == 256
+        return
     small = code.replace("widths=(64, 128, 256, 512)", "widths=(64, 128, 256)").replace("(8, 65)", "(2, 17)")
     names = {"coordcheck": coordcheck, "torch": torch, "build": build, "batch": batch, "optimizer": adam}
     if "LlamaConfig" in code:
