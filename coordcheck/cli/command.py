@@ -1,6 +1,7 @@
 """What all commands share: exit codes, how they end, and how they read a check."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from coordcheck.config.schema import Expect
 from coordcheck.records.names import one_line
 
 if TYPE_CHECKING:
+    from coordcheck.report.annotations import Annotation
     from coordcheck.result import CoordCheck
 
 CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
@@ -93,6 +95,17 @@ def parser_of_checks(name: str, does: str, examples: Mapping[str, str]) -> argpa
         help="whose exponents the slopes are held against; default: as the check was made, mup where nothing says so",
     )
     return parser
+
+
+def annotate(annotations: "Sequence[Annotation]", code_quality: Path | None) -> None:
+    """Tells GitHub of findings, where a workflow of it is running, and writes GitLab's file, where one is asked for."""
+    from coordcheck.records.files import write_text
+    from coordcheck.report import annotations as formats
+
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print(formats.github(annotations), end="")
+    if code_quality is not None:
+        write_text(code_quality, formats.code_quality(annotations))
 
 
 def home(path: Path, form: str) -> Path:

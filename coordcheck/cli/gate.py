@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from coordcheck.cli.command import end, exit_code, load_check, parser_of_checks
+from coordcheck.cli.command import annotate, end, exit_code, load_check, parser_of_checks
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     parser = parser_of_checks(
         "coordcheck-gate",
         "Hold a check against a baseline of its slopes, or without one against theory: for CI. Trains nothing and "
-        "needs no torch. GITHUB_STEP_SUMMARY gets the result too, where that variable is set.",
+        "needs no torch. In a GitHub workflow the job's summary gets the result too, and the pull request annotations.",
         {
             "coordcheck-gate checks/mine": "against theory",
             "coordcheck-gate checks/mine --baseline slopes.json --update": "once: store the slopes",
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--accept-failing", action="store_true", help="with --update: store a failing check too")
     parser.add_argument("--tolerance", type=float, help="smallest change of an exponent that matters; default: 0.05")
     parser.add_argument("--junit", type=Path, help="write JUnit's XML there; default: nowhere")
+    parser.add_argument("--code-quality", type=Path, help="write GitLab's code-quality JSON there; default: nowhere")
     parser.add_argument("--markdown", type=Path, help="write Markdown there; default: nowhere")
     end(_gate, parser)
 
@@ -33,6 +34,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     from coordcheck.judge.baseline import TOLERANCE, Baseline, refuse_failing
     from coordcheck.judge.ruling import rule_by_baseline, rule_by_theory
     from coordcheck.records.files import write_text
+    from coordcheck.report.annotations import of_ruling
     from coordcheck.report.console import make_console
     from coordcheck.report.junit import write_junit
     from coordcheck.report.markdown import ruling_markdown
@@ -64,6 +66,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     make_console().print(text, markup=False)
     if arguments.junit is not None:
         write_junit(ruling, arguments.junit)
+    annotate(of_ruling(ruling), arguments.code_quality)
     if arguments.markdown is not None:
         write_text(arguments.markdown, text)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
