@@ -77,6 +77,15 @@ class Baseline:
             curves[key] = _state(row) or (measured if alone else [round(slope, DIGITS) for slope in per_seed[key]])
         return cls(curves, flatten(check.config, without=NO_NUMBERS), check.corpus_sha256, check.versions)
 
+    def measured(self) -> pd.DataFrame:
+        """The slope of each curve: ``module kind step slope low high``, with its 95 % interval; NaN where none is."""
+        rows = []
+        for key, slopes in self.curves.items():
+            known = None if isinstance(slopes, str) else _measured(slopes)
+            value, half = (np.nan, np.nan) if known is None else (known.value, known.half_width(0.95))
+            rows.append([*key, value, value - half, value + half])
+        return pd.DataFrame(rows, columns=[*KEYS, "slope", "low", "high"])
+
     def write(self, path: Path) -> None:
         """Writes JSON with one line per curve, sorted, so that a diff shows what changed."""
         config = json.dumps(self.config, sort_keys=True, default=str)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.finding import format_range
+from coordcheck.judge.history import History
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.ruling import describe_change
 from coordcheck.judge.verdict import worst_first
@@ -142,3 +143,9 @@ def changed_curves(changes: pd.DataFrame) -> pd.DataFrame:
             "change": [describe_change(row) for _, row in rows.iterrows()],
         }
     )
+
+
+def history_rows(history: History) -> pd.DataFrame:
+    """The entries of a history as text, oldest first, each with what changed since the one before."""
+    said = ["", *(step.sentence() for step in history.steps)]
+    return pd.DataFrame({"entry": [*dict.fromkeys(history.slopes["entry"])], "since the one before": said})
