@@ -2,11 +2,13 @@
 
 import json
 import sys
+from unittest.mock import create_autospec
 
 import pytest
 
-from conftest import power, run, synthetic
+from conftest import power, synthetic
 from coordcheck import CoordCheck, loggers
+from coordcheck.cli import report
 
 CURVES = {
     ("fc", "activation", 0): power(0.0, 0.01),
@@ -143,10 +145,16 @@ def test_a_library_that_is_missing_is_named_with_its_extra(check, tmp_path, monk
         getattr(loggers, name)(check, *where)
 
 
-@foreign
-def test_the_report_logs_beside_its_files(check, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'coordcheck[tensorboard]'")
-    check.save(tmp_path / "mine")
-    code, _, err = run(tmp_path, "mine", "--log", "tensorboard", entry="report")
-    assert (code, err) == (3, "")
-    assert [*(tmp_path / "mine/width=64").glob("events.out.tfevents.*")]
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_the_report_logs_each_check_that_it_read(check, tmp_path, monkeypatch, name):
+    check.save_text(tmp_path / "mine")
+    logged = {each: create_autospec(getattr(loggers, each)) for each in ("tensorboard", "wandb", "mlflow")}
+    for each, function in logged.items():
+        monkeypatch.setattr(loggers, each, function)
+    monkeypatch.setattr(CoordCheck, "save_pictures", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["coordcheck-report", str(tmp_path / "mine"), "--log", name])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 3 and [each for each in logged if logged[each].called] == [name]
+    given = logged[name].call_args.args
+    assert given[0].verdict == "fail" and given[1:] == ((tmp_path / "mine",) if name == "tensorboard" else ())

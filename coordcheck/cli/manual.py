@@ -53,8 +53,8 @@ Examples
   coordcheck experiment=mup_shared_readout                 one of the discussions in docs/discussions.md
 
 See also
-  coordcheck-audit, coordcheck-cure, coordcheck-transfer, coordcheck-report, coordcheck-compare and coordcheck-gate,
-  each with --help
+  coordcheck-audit, coordcheck-cure, coordcheck-transfer, coordcheck-report, coordcheck-compare, coordcheck-history and
+  coordcheck-gate, each with --help
 """
 
 
