@@ -79,7 +79,7 @@ def _tell(before: "Baseline", after: "Baseline", names: tuple[str, str], argumen
     with locked(directory):
         write_text(directory / "changes.csv", comparison.changes.to_csv(index=False))
         save_figure(comparison_figure(comparison), directory / "changes.png", {"before": names[0], "after": names[1]})
-        write_text(directory / "changes.html", comparison_page(comparison))
+        write_text(directory / "changes.html", comparison_page(comparison, (directory / "changes.png").read_bytes()))
     console = make_console()
     say(console, comparison.sentence())
     for line in comparison.differing:

@@ -6,13 +6,16 @@ from pathlib import Path
 from coordcheck.cli.command import OVERRIDES, end, exit_code, new_parser
 from coordcheck.config.load import file_name, load
 
+CURE_PAGE = "cure.html"
+
 
 def main() -> None:
     """``coordcheck-cure [HYDRA OVERRIDES]``: what puts a model into muP, found and tried."""
     parser = new_parser(
         "coordcheck-cure",
         "Find a factor on each initial weight and on each learning rate that put a model into muP without a change of "
-        "its code, and check the model with them. Writes the table, cure.yaml, and the checks before and after it. "
+        "its code, and check the model with them. Writes the table, cure.yaml, the checks before and after it, and "
+        "both on one page, cure.html. "
         "The exit code is that of the check after the cure.",
         {
             "coordcheck-cure model=hf model.config=llama": "a model of transformers",
@@ -33,19 +36,23 @@ def main() -> None:
 def _cure(arguments: argparse.Namespace) -> int:
     config = load(arguments.override)
     from coordcheck.curing import CURE, CURE_PICTURE, cure_config
+    from coordcheck.records.files import write_text
     from coordcheck.records.lock import locked
     from coordcheck.report.console import make_console, say
+    from coordcheck.report.page.html import cure_page
 
     directory: Path = arguments.output or Path("checks") / file_name(config.name) / "cure"
     with locked(directory):
         result = cure_config(config)
         result.save(directory)
+        picture = (directory / CURE_PICTURE).read_bytes()
+        write_text(directory / CURE_PAGE, cure_page(result.before, result.after, picture))
     console = make_console()
     for line in f"{result!r}".splitlines():
         say(console, line)
     if result.after.verdict != "pass":
         say(console, result.after.sentence())
-    say(console, f"Files in {directory}: {CURE} {CURE_PICTURE} before/report.png after/report.png")
+    say(console, f"Files in {directory}: {CURE} {CURE_PICTURE} {CURE_PAGE} before/report.html after/report.html")
     if arguments.form == "python":
         print(result.cure.as_python(), end="")
     return exit_code([result.after.verdict])

@@ -1,5 +1,6 @@
 """The compare command: two checks, two baselines, two commits."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from coordcheck import CoordCheck
 from coordcheck.judge.baseline import Baseline
 from coordcheck.judge.comparison import Comparison
 from coordcheck.report.figures.comparison import comparison_figure
-from coordcheck.report.page.html import comparison_page
+from coordcheck.report.page.html import comparison_page, cure_page
 
 MODEL = """
 import torch
@@ -90,12 +91,27 @@ def test_page_and_picture_show_names_of_others_as_text(gate):
     name, label = "<script>alert(1)</script>$x$", r"<script>alert(1)</script>\$x\$, activation, step 0"
     one, other = ({(name, "activation", 0): power(exponent, 0.01)} for exponent in (0.0, 0.3))
     comparison = comparison_of(gate, one, other)
-    page = comparison_page(comparison)
+    page = comparison_page(comparison, b"\x89PNG")
+    assert 'src="data:image/png;base64,iVBORw=="' in page and "<a " not in page
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "a&lt;b" in page
     axes = comparison_figure(comparison).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [label]
     before, now = (line.get_xdata().tolist() for line in axes.get_lines()[:2])
     assert (before, now) == ([pytest.approx(0.0)], [pytest.approx(0.3)])
+
+
+def test_a_cure_is_one_page_with_both_verdicts_and_links_to_both_reports(gate):
+    name = "<script>alert(1)</script>"
+    before, after = (
+        CoordCheck.from_records(synthetic({(name, "activation", 0): power(exponent, 0.01)}), gate)
+        for exponent in (0.3, 0.0)
+    )
+    page = cure_page(before, after, b"\x89PNG")
+    assert '<span class="verdict pass">PASS</span>' in page and "<script>alert" not in page
+    links = dict(re.findall('<a href="(.*?)">(.*?)</a>', page))
+    assert links["before/report.html"].startswith("before: FAIL: 1 of 1 curves is at fault")
+    assert links["after/report.html"].startswith("after: PASS")
+    assert "<td>changed</td>" in page and "regressed" not in page
 
 
 def test_a_picture_of_no_change_says_so(gate):

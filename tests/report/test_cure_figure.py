@@ -38,8 +38,11 @@ def test_before_and_after_stand_side_by_side_at_one_scale(checks):
     assert "hidden (fc.weight): std / sqrt(width_mult), lr / width_mult\nwhat head reads: / width_mult" in table
 
 
-def test_nothing_overlaps(checks):
-    figure = cure_figure(TABLE, *checks)
+@pytest.mark.parametrize("long", [False, True])
+def test_nothing_overlaps(checks, gate, long):
+    curves = {(f"m{i}", "activation", 1): power(0.0, 0.5) for i in range(120)}
+    undecided = CoordCheck.from_records(synthetic(curves, (64, 128, 256)), gate)
+    figure = cure_figure(TABLE, *([undecided] * 2 if long else checks))
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.texts]
     boxes += [axes.get_tightbbox() for axes in figure.axes]

@@ -11,11 +11,12 @@ from coordcheck.judge.verdict import counts
 from coordcheck.records.schema import WEIGHTS
 from coordcheck.report.figures.check import draw_panel
 from coordcheck.report.figures.curves import make_headroom
-from coordcheck.report.figures.style import VERDICT_COLOURS, depth_colours, plain
+from coordcheck.report.figures.style import VERDICT_COLOURS, depth_colours, plain, text_width
 
 LETTERS = 118  # of the table's text in a line
 LINES = 12  # of the table's text, at most
 WIDTH, ROW, LINE = 11.0, 2.9, 0.19  # inches
+BOLD = 1.2  # how much wider letters of that weight are
 CAPTION = "one line per module, dark input to bright output; label: the steepest slopes, exponents of width"
 
 
@@ -45,14 +46,14 @@ def cure_figure(table: CureTable, before: Judgement, after: Judgement) -> Figure
         plain(str(before.records.iloc[0].get("model", "model"))), fontsize=13, y=1 - 0.12 / height, va="top"
     )
     for check, name, axes in ((before, "before", panels[0, 0]), (after, "with the cure", panels[0, 1])):
-        place = axes.get_position()
+        place, said = axes.get_position(), f"{name}: {headline(check)}"
         figure.text(
             (place.x0 + place.x1) / 2,
             1 - 0.48 / height,
-            f"{name}: {headline(check)}",
+            said,
             ha="center",
             va="top",
-            fontsize=11,
+            fontsize=min(11.0, place.width * WIDTH / text_width([said], BOLD)),
             fontweight="bold",
             color=VERDICT_COLOURS[check.verdict],
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from coordcheck.judge.baseline import Baseline
 from coordcheck.judge.comparison import Comparison
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
+from coordcheck.records.files import REPORT_PAGE
 from coordcheck.records.names import LONGEST, printable
 from coordcheck.report.figures.style import VERDICT_COLOURS
 from coordcheck.report.markdown import gate_sentence, unaudited
@@ -69,26 +72,58 @@ def _table(title: str, rows: pd.DataFrame | None) -> dict[str, Any]:
     return {"title": title, "columns": [*rows.columns], "rows": rows.astype(str).to_numpy().tolist()}
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """The content of ``changes.html``."""
+def comparison_page(comparison: Comparison, picture: bytes) -> str:
+    """The content of ``changes.html``.
+
+    Args:
+        comparison: What changed.
+        picture: That shows it, a PNG.
+    """
+    return _change_page(
+        comparison,
+        picture,
+        title=f"{comparison.before} → {comparison.after}",
+        verdict=comparison.verdict,
+        word=comparison.sentence().partition(":")[0],
+        sentence=comparison.sentence(),
+        differing=comparison.differing,
+        reports={},
+    )
+
+
+def cure_page(before: Judgement, after: Judgement, picture: bytes) -> str:
+    """The content of ``cure.html``: both checks of a cure on one page.
+
+    Args:
+        before: The check without it, whose page is ``before/report.html``.
+        after: The check with it, likewise.
+        picture: Of the cure, a PNG.
+    """
+    return _change_page(
+        Comparison.of(Baseline.of(before), Baseline.of(after), ("before", "after")),
+        picture,
+        title=f"with the cure: {after.cell()}",
+        verdict=after.verdict,
+        word=after.verdict.upper(),
+        sentence="Every curve before the cure and with it, largest change first. Both reports:",
+        differing=[],
+        reports={
+            f"before: {before.sentence()}": f"before/{REPORT_PAGE}",
+            f"after: {after.sentence()}": f"after/{REPORT_PAGE}",
+        },
+    )
+
+
+def _change_page(comparison: Comparison, picture: bytes, **said: Any) -> str:
+    """A picture of what changed, and the curves as a table."""
     changes = comparison.changes
-    rows = changes[["module", "kind", "step", "status"]].copy()
+    rows = changes[["module", "kind", "step"]].assign(status=changes["status"].replace("regressed", "changed"))
     for name in ("before", "now", "change", "low", "high"):
         rows[name] = ["" if np.isnan(value) else f"{value:+.3f}" for value in changes[name]]
     rows["note"] = changes["note"]
-    return (
-        _environment()
-        .get_template("comparison.html")
-        .render(
-            title=f"{comparison.before} → {comparison.after}",
-            verdict=comparison.verdict,
-            word=comparison.sentence().partition(":")[0],
-            colours=VERDICT_COLOURS,
-            sentence=comparison.sentence(),
-            differing=comparison.differing,
-            tables=[_table("Curves", rows)],
-        )
-    )
+    picture64 = b64encode(picture).decode()
+    template = _environment().get_template("comparison.html")
+    return template.render(**said, colours=VERDICT_COLOURS, picture=picture64, tables=[_table("Curves", rows)])
 
 
 def index_page(title: str, cells: Mapping[Path, Mapping[str, str]], directory: Path) -> str:
@@ -100,7 +135,7 @@ def index_page(title: str, cells: Mapping[Path, Mapping[str, str]], directory: P
         directory: Where the page is written, from where links begin.
     """
     rows: list[dict[str, Any]] = [
-        {"href": Path(os.path.relpath(path / "report.html", directory)).as_posix(), "facts": facts}
+        {"href": Path(os.path.relpath(path / REPORT_PAGE, directory)).as_posix(), "facts": facts}
         for path, facts in cells.items()
     ]
     return _environment().get_template("index.html").render(title=title, rows=rows, colours=VERDICT_COLOURS)
