@@ -1,4 +1,4 @@
-"""The model of `modes.py` as users of accelerate and Lightning train it."""
+"""The model of `modes.py` as users of accelerate, Lightning and the Trainer of transformers train it."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from coordcheck import Recorder
+
+SHUFFLED = ("activation", "effective_update")  # what says the same of a batch in any order
 
 
 def with_accelerate(micro_batches: int = 2) -> pd.DataFrame:
@@ -32,9 +34,11 @@ def with_accelerate(micro_batches: int = 2) -> pd.DataFrame:
     return merged(recorder)
 
 
-def with_lightning(strategy: str) -> pd.DataFrame:
+def with_lightning(strategy: str, directory: str) -> None:
     import lightning
     from lightning.pytorch.strategies import FSDPStrategy
+
+    from coordcheck.callbacks.lightning import RecorderCallback
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -52,24 +56,11 @@ def with_lightning(strategy: str) -> pd.DataFrame:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return adam(self.parameters())
 
-    class Record(lightning.Callback):
-        recorder: Recorder
-
-        def on_train_start(self, trainer: Any, module: Any) -> None:
-            model: nn.Module = trainer.strategy.model
-            known = {f"model.{name}": role for name, role in roles().items()}
-            self.recorder = Recorder(model, width=WIDTH, kinds=KINDS, roles=known).__enter__()
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.recorder.step()
-
-        def on_train_end(self, *_: Any) -> None:
-            self.recorder.__exit__(None, None, None)
-
     class OnCPU(FSDPStrategy):
         """Lightning refuses FSDP without a GPU by the class of the strategy, and asks for nothing more."""
 
-    record = Record()
+    known = {f"model.{name}": role for name, role in roles().items()}
+    record = RecorderCallback(directory, width=WIDTH, steps=STEPS, kinds=KINDS, roles=known)
     quiet: dict[str, Any] = {
         name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     }
@@ -83,4 +74,40 @@ def with_lightning(strategy: str) -> pd.DataFrame:
         **quiet,
     )
     trainer.fit(Module(), DataLoader(TensorDataset(*share()), batch_size=BATCH))
-    return merged(record.recorder)
+
+
+def with_transformers(directory: str) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from coordcheck.callbacks.transformers import RecorderCallback
+
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build()
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": loss_of(self.model(inputs), labels)}
+
+    model = WithLoss()
+    args = TrainingArguments(
+        output_dir=directory,
+        per_device_train_batch_size=BATCH // dist.get_world_size(),
+        num_train_epochs=STEPS,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        ddp_backend="gloo",
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    known = {f"model.{name}": role for name, role in roles().items()}
+    record = RecorderCallback(directory, width=WIDTH, seed=0, steps=STEPS, kinds=SHUFFLED, roles=known)
+    data = [{"inputs": inputs, "labels": labels} for inputs, labels in zip(*batch(), strict=True)]
+    optimizer = adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[record], optimizers=(optimizer, schedule))
+    trainer.train()
+    assert type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
