@@ -150,6 +150,7 @@ def check_sizes(config: CheckConfig) -> None:
         ValueError: naming the value, the rule and a working example.
     """
     whole("base_width", config.base_width, 64, at_most=WIDEST)
+    whole("base_depth", config.base_depth, 2, at_most=MOST)
     whole("data.vocab_size", config.data.vocab_size, 256, at_most=LARGEST_VOCABULARY)
     sizes = {f"model.{name}": value for name, value in vars(config.model).items() if type(value) is int}
     sizes |= {"data.batch": config.data.batch, "data.context": config.data.context}

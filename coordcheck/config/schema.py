@@ -27,6 +27,7 @@ class Parametrization(StrEnum):
     ntk = "ntk"
     mean_field = "mean_field"
     umup = "umup"
+    completep = "completep"
     own = "own"
 
 
@@ -39,6 +40,7 @@ class Expect(StrEnum):
     ntk = "ntk"
     mean_field = "mean_field"
     umup = "umup"
+    completep = "completep"
 
 
 class Positions(StrEnum):
@@ -347,6 +349,7 @@ class CheckConfig:
     gate: GateConfig
     widths: list[int]
     base_width: int
+    base_depth: int
     seeds: Any  # a whole number, or AUTO
     budget: float
     first_seed: int

@@ -121,6 +121,15 @@ class ConfiguredCell(Cell):
         return self.config.parametrization.name not in (Parametrization.mup, Parametrization.sp)
 
     @property
+    def depth_mult(self) -> float:
+        """Depth / base depth, where there is one depth."""
+        return float(getattr(self.config.model, "depth", self.config.base_depth) / self.config.base_depth)
+
+    def in_branches(self, model: nn.Module) -> list[str]:
+        """Names of parameters that stand in residual branches whose number is the depth."""
+        return []
+
+    @property
     def tied(self) -> bool:
         """Whether the readout's weight is the embedding's."""
         return self.config.embedding.name in (Embedding.tied, Embedding.tied_rescaled)
@@ -211,7 +220,8 @@ class ConfiguredCell(Cell):
     def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
         """An optimizer of its parameters, as the width wants it that the model was built for."""
         width_mult = self._widths.get(model, width) / self.config.base_width
-        return make_optimizer(model, self.config.optimizer, self.config.parametrization.name, self.roles, width_mult)
+        scheme, depth_mults = self.config.parametrization.name, dict.fromkeys(self.in_branches(model), self.depth_mult)
+        return make_optimizer(model, self.config.optimizer, scheme, self.roles, width_mult, depth_mults)
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """Inputs and targets, (B, L) each."""

@@ -66,7 +66,7 @@ VERDICT_SCHEMA = {
             "required": ["widths", "expect"],
             "properties": {
                 "widths": _WIDTHS,
-                "expect": {"enum": ["mup", "sp", "sp_full_align", "ntk", "mean_field", "umup"]},
+                "expect": {"enum": ["mup", "sp", "sp_full_align", "ntk", "mean_field", "umup", "completep"]},
                 "sha256": _TEXT,
             },
         },

@@ -74,7 +74,7 @@ def test_adafactor_goes_by_the_weight_that_is_there():
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("ntk", 0.0), ("sp_full_align", 0.0), ("mean_field", -0.5), ("umup", -0.5)]
+    ("name", "start"), [("ntk", 0.0), ("sp_full_align", 0.0), ("mean_field", -0.5), ("umup", -0.5), ("completep", -0.5)]
 )
 def test_logits_start_as_the_row_makes_them(name, start):
     at_start = expected(name, "readout", "activation", 0, "constant")
