@@ -17,7 +17,7 @@ from coordcheck.check import IN_THREADS, check_once, engine_of_stages, twin_of
 from coordcheck.config.axes import check_axes, check_budget
 from coordcheck.config.call import elsewhere, executor_of
 from coordcheck.config.load import default_gate
-from coordcheck.config.rules import member, seeds_of
+from coordcheck.config.rules import member, refuse_depth, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, ExecutorConfig, Expect, GateConfig, Precision
 from coordcheck.judge.cure import CureTable, cure_of
 from coordcheck.judge.looks import Auto
@@ -299,6 +299,7 @@ def cure_config(config: CheckConfig) -> Cured:
     from coordcheck.run.device import pick_device
     from coordcheck.run.train import RunPlan
 
+    refuse_depth(config, "coordcheck-cure")
     config = dataclasses.replace(config, gate=dataclasses.replace(config.gate, expect=Expect.mup))
     device = pick_device(config.device, elsewhere(config.executor))
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)

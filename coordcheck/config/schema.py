@@ -31,6 +31,13 @@ class Parametrization(StrEnum):
     own = "own"
 
 
+class Axis(StrEnum):
+    """What differs between the models of a check."""
+
+    width = "width"
+    depth = "depth"
+
+
 class Expect(StrEnum):
     """Whose exponents slopes are held against."""
 
@@ -347,7 +354,9 @@ class CheckConfig:
     optimizer: OptimizerConfig
     data: DataConfig
     gate: GateConfig
+    axis: Axis
     widths: list[int]
+    depths: list[int]
     base_width: int
     base_depth: int
     seeds: Any  # a whole number, or AUTO

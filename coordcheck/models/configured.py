@@ -80,7 +80,7 @@ class ConfiguredCell(Cell):
     def determinants(self) -> dict[str, Any]:  # type: ignore[override]
         """Values of the configuration that bear on numbers, and the text."""
         values = dataclasses.asdict(self.config)
-        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
+        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths", "depths", "axis"}}
         return {**numbers, "corpus": self.corpus_sha256}
 
     @cached_property
@@ -146,11 +146,11 @@ class ConfiguredCell(Cell):
     def weight_bytes(self, width: int) -> int:
         """Bytes of a model's parameters; what each further block adds is known from one, however many there are."""
         depths = {name: value for name, value in vars(self.config.model).items() if name in DEPTHS and value > FEW}
-        few = self._with_depths(dict.fromkeys(depths, FEW))
+        few = self.with_depths(dict.fromkeys(depths, FEW))
         start = sum(parameter.nbytes for parameter in few.on_meta(width).parameters())
         total = start
         for name, depth in depths.items():
-            more = self._with_depths(dict.fromkeys(depths, FEW) | {name: FEW + 1})
+            more = self.with_depths(dict.fromkeys(depths, FEW) | {name: FEW + 1})
             added = sum(parameter.nbytes for parameter in more.on_meta(width).parameters())
             total += (depth - FEW) * (added - start)
         return total
@@ -158,9 +158,10 @@ class ConfiguredCell(Cell):
     def shallow(self) -> "ConfiguredCell":
         """The same with few blocks."""
         depths = {name: min(value, FEW) for name, value in vars(self.config.model).items() if name in DEPTHS}
-        return self._with_depths(depths)
+        return self.with_depths(depths)
 
-    def _with_depths(self, depths: Mapping[str, int]) -> "ConfiguredCell":
+    def with_depths(self, depths: Mapping[str, int]) -> "ConfiguredCell":
+        """The same with other numbers of blocks, by the name of each in the model's configuration."""
         model = dataclasses.replace(self.config.model, **depths)
         return type(self)(dataclasses.replace(self.config, model=model))
 

@@ -59,6 +59,7 @@ VERDICT_SCHEMA = {
                 "saw": {"type": ["boolean", "null"]},
                 "evidence": _TEXT,
                 "undecided": {"type": "boolean"},
+                "axis": {"enum": ["width", "depth"]},
             },
         },
         "audit": {

@@ -38,7 +38,7 @@ def check_markdown(check: Judgement) -> str:
         *(["", in_markdown(rerun)] if (rerun := check.rerun_sentence()) else []),
         *(["", in_markdown(gate)] if gate else []),
         *(["", in_markdown(initial_loss)] if initial_loss else []),
-        *parameters_section(check.config.get(PARAMETERS, {})),
+        *parameters_section(check.config.get(PARAMETERS, {}), check.axis),
         *(["", *map(in_markdown, check.skipped)] if check.skipped else []),
         "",
         f"![curves and slopes]({REPORT_PICTURE})",
@@ -77,13 +77,13 @@ def gate_sentence(check: Judgement) -> str:
     return f"{source}The gate is not the default one: {said}."
 
 
-def parameters_section(counts: Mapping[str, int]) -> list[str]:
+def parameters_section(counts: Mapping[str, int], axis: str = "width") -> list[str]:
     """Lines on the size of the models; none for records of unknown models.
 
     >>> parameters_section({"64": 904_320, "1024": 42_012_672})
     ['', 'Parameters: 0.904 M (width 64) to 42 M (width 1024).']
     """
-    sizes = " to ".join(f"{count / 1e6:.3g} M (width {width})" for width, count in counts.items())
+    sizes = " to ".join(f"{count / 1e6:.3g} M ({axis} {width})" for width, count in counts.items())
     return ["", in_markdown(f"Parameters: {sizes}.")] if sizes else []
 
 

@@ -102,7 +102,7 @@ def make_headroom(axes: Axes, share: float) -> None:
         axes.set_ylim(low, high * (high / low) ** share)
 
 
-def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]], whole: bool = True) -> None:
+def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]], whole: bool = True, axis: str = "width") -> None:
     """Fills a panel with what lines and colours mean; not `whole` where some modules have no line."""
     axes.axis("off")
     modules = list(colours)
@@ -113,7 +113,7 @@ def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]], whole: boo
     axes.text(
         0.02,
         0.02,
-        "line: geometric mean over seeds\nband: smallest to largest seed\nlabel: slope, the exponent of width",
+        f"line: geometric mean over seeds\nband: smallest to largest seed\nlabel: slope, the exponent of {axis}",
         transform=axes.transAxes,
         fontsize=SMALL + 1,
         va="bottom",
@@ -129,8 +129,8 @@ def _legend_of(axes: Axes, colours: Mapping[str, tuple[float, ...]], place: str 
         text.set_color(ink(colour))
 
 
-def draw_loss(axes: Axes, records: pd.DataFrame) -> None:
-    """The loss against width, one line per step."""
+def draw_loss(axes: Axes, records: pd.DataFrame, axis: str = "width") -> None:
+    """The loss against width or depth, one line per step."""
     curves = records.assign(module=[f"step {step}" for step in records["step"]])
     colours = depth_colours([f"step {step}" for step in sorted(records["step"].unique())])
     lines = draw_lines(axes, curves, colours)
@@ -143,4 +143,4 @@ def draw_loss(axes: Axes, records: pd.DataFrame) -> None:
     box = axes.get_legend().get_frame()  # type: ignore[union-attr]
     box.set(visible=True, facecolor=background(), edgecolor="none", alpha=0.8)
     axes.set_title("loss", fontsize=10, y=1.0)
-    axes.set_xlabel("width")
+    axes.set_xlabel(axis)
