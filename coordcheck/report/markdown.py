@@ -12,6 +12,7 @@ from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.ruling import Ruling
 from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TEXT, REPORT_PICTURE
+from coordcheck.records.names import over
 from coordcheck.report.tables import (
     alignment_rows,
     audit_rows,
@@ -37,7 +38,7 @@ def check_markdown(check: Judgement) -> str:
         in_markdown(check.control),
         *(["", in_markdown(rerun)] if (rerun := check.rerun_sentence()) else []),
         *(["", in_markdown(gate)] if gate else []),
-        *(["", in_markdown(initial_loss)] if initial_loss else []),
+        *(["", in_markdown(over(check.axis, str(initial_loss)))] if initial_loss else []),
         *parameters_section(check.config.get(PARAMETERS, {}), check.axis),
         *(["", *map(in_markdown, check.skipped)] if check.skipped else []),
         "",

@@ -15,7 +15,7 @@ from coordcheck.records.schema import sizes
 from coordcheck.report.figures.style import MARKS, SMALL, background, depth_colours, ink, plain
 
 LABELLED = 3
-IN_LEGEND, IN_PANEL = 6, 28  # names in a legend; characters of a name that fit into a panel
+IN_LEGEND, IN_CORNER, IN_PANEL = 6, 34, 28  # names in a legend; characters of a name that fit there, and in a panel
 HUGE = 1e100
 LINE_HEIGHT = 1.35  # distance of lines of text, in sizes of the font
 
@@ -107,9 +107,9 @@ def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]], whole: boo
     axes.axis("off")
     modules = list(colours)
     picked = [modules[i] for i in np.unique(np.linspace(0, len(modules) - 1, IN_LEGEND).round().astype(int))]
-    _legend_of(axes, {plain(module).strip() or "(no name)": colours[module] for module in picked})
+    _legend_of(axes, {plain(module, IN_CORNER).strip() or "(no name)": colours[module] for module in picked})
     lines = "one line per module" if whole else "the worst of each row on the right"
-    axes.get_legend().set_title(f"{lines},\ncoloured by depth:")  # type: ignore[union-attr]
+    axes.get_legend().set_title(f"{lines},\nfrom input to output:")  # type: ignore[union-attr]
     axes.text(
         0.02,
         0.02,
