@@ -129,9 +129,10 @@ def _of_table(
     # SGD's steps are as small as the gradient that a readout passes on, which one that starts at zero makes smaller
     smaller = table.effective_update(role, update, zero_readout=readout != "constant")
     low, high = sorted((limit, limit if smaller is None else smaller))
-    # what an input's update lacks, those of the layers behind it make up for
-    moved = max(high, 0.0) if kind == "delta" and role != "input" else high
-    return Expectation(low, moved, f"{table.source}: every change of an entry is O(1)")
+    if kind == "delta" and role != "input":
+        # what an input's update lacks, those of the layers behind it make up for, but not at once
+        low, high = min(low, table.effective_update("input", update) or 0.0), max(high, 0.0)
+    return Expectation(low, high, f"{table.source}: every change of an entry is O(1)")
 
 
 def _mup(role: str, kind: str, step: int, readout: str | None, heads_grow: bool) -> Expectation:
