@@ -288,7 +288,7 @@ def check_optimizer(config: CheckConfig) -> None:
             f"parametrization={scheme} has a learning rate for the embedding and one for the readout, so they take "
             f"embedding=untied; got embedding={config.embedding.name}. For example embedding=untied."
         )
-    if scheme == Parametrization.umup and optimizer not in (Optimizer.adam, Optimizer.adamw):
+    if scheme == Parametrization.umup and optimizer not in (Optimizer.adam, Optimizer.adamw, Optimizer.lion):
         raise ValueError(
             f"parametrization=umup knows the learning rates of Adam; got optimizer={optimizer}. "
             f"For example optimizer=adamw."

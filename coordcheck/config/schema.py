@@ -117,6 +117,7 @@ class Optimizer(StrEnum):
     sgd = "sgd"
     adafactor = "adafactor"
     muon = "muon"
+    lion = "lion"
 
 
 class Source(StrEnum):

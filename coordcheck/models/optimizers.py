@@ -11,6 +11,7 @@ from coordcheck.config.schema import Optimizer, OptimizerConfig, Parametrization
 from coordcheck.judge.parametrizations import TABLES, InDepth
 from coordcheck.observe.optimizer import Together
 
+LIKE_ADAM = (Optimizer.adam, Optimizer.adamw, Optimizer.lion)  # steps of one size, whatever the gradient's
 FUSED_DEVICES = ("cpu", "cuda")
 SMALLEST_WEIGHT = 1e-3  # root mean square that Adafactor takes a weight to have at least; torch's default
 MUON_STEP = 0.5  # exponent of the operator norm of a step that is as large as AdamW's, 0.2 sqrt(max(fan_in, fan_out))
@@ -108,7 +109,8 @@ def optimizer_by_row(
         return _at_rates(some, roles, parametrization, update, width_mult, depth_mults or {}, config)
 
     if config.name != Optimizer.muon:
-        return _torch_optimizer(at_rates(groups, {"adamw": "adam"}.get(config.name, config.name.value)), config)
+        update = "adam" if config.name in LIKE_ADAM else config.name.value
+        return _torch_optimizer(at_rates(groups, update), config)
     hidden = {parameter for parameter, role in roles.items() if role == "hidden" and parameter.dim() == 2}
     parts = [
         [{**group, "params": [p for p in group["params"] if (p in hidden) == of_muon]} for group in groups]
@@ -144,7 +146,7 @@ def _at_rates(
         for (factor, epsilon), parameters in parts.items():
             part = {**group, "params": parameters, "lr": config.lr * factor}
             part |= {"weight_decay": group["weight_decay"] / factor}
-            split.append(part | ({"eps": epsilon} if update == "adam" else {}))
+            split.append(part | ({"eps": epsilon} if update == "adam" and config.name != Optimizer.lion else {}))
     return split
 
 
@@ -159,12 +161,25 @@ def _torch_optimizer(
     if config.name == Optimizer.adafactor:
         return torch.optim.Adafactor(groups, lr=config.lr, eps=(config.eps, SMALLEST_WEIGHT))
     made: torch.optim.Optimizer
+    if config.name == Optimizer.lion:
+        made = _lion()(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]))
+        return made
     if config.name == Optimizer.sgd:
         made = sgd(groups, lr=config.lr, momentum=config.momentum, fused=fused)
         return made
     kind = adamw if config.name == Optimizer.adamw else adam
     made = kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=fused)
     return made
+
+
+def _lion() -> Any:
+    try:
+        from lion_pytorch import Lion
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "optimizer=lion needs lion-pytorch, which is not installed. For example pip install 'coordcheck[lion]'."
+        ) from error
+    return Lion
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,8 @@
 """Rows of parametrizations applied to a model: the same training where the sources say so, and what the audit reads."""
 
 import itertools
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ SMALL = ["model.depth=1", "base_depth=1", "base_width=32", *DATA]
 CPU = torch.device("cpu")
 MUON = hasattr(torch.optim, "Muon")  # from torch 2.9 on
 needs_muon = pytest.mark.skipif(not MUON, reason="this torch has no Muon")
+needs_lion = pytest.mark.skipif(not find_spec("lion_pytorch"), reason="not installed: pip install 'coordcheck[lion]'")
 muon = pytest.param("muon", marks=needs_muon)
 
 
@@ -63,6 +66,7 @@ def test_wider_they_are_not():
         *[("ntk", "adam"), ("ntk", "sgd"), ("mup", "adafactor"), ("mean_field", "adafactor")],
         *[("umup", "adamw"), ("sp_full_align", "sgd"), ("completep", "adam")],
         *[pytest.param(scheme, "muon", marks=needs_muon) for scheme in ("mup", "mean_field")],
+        *[pytest.param(scheme, "lion", marks=needs_lion) for scheme in ("mup", "umup", "completep")],
     ],
 )
 def test_the_audit_reads_a_row_as_it_was_written(scheme, optimizer):
@@ -131,6 +135,29 @@ def test_under_sgd_rates_make_up_for_the_multiplier_of_branches():
     model = cell.build(32, 0, CPU)
     rates = {p: group["lr"] for group in cell.optimizer(model, 32).param_groups for p in group["params"]}
     assert rates[model.blocks[0].attn.q.weight] == pytest.approx(0.4) and rates[model.wte.weight] == 0.1
+
+
+@needs_lion
+def test_lion_has_the_rates_of_adam():
+    """Its step is the sign of a mean gradient: a size that no gradient changes, as Adam's (arXiv 2302.06675)."""
+    cell = make_cell(config("mup", "lion", "optimizer.weight_decay=0.1"))
+    model = cell.build(128, 0, CPU)
+    optimizer = cell.optimizer(model, 128)
+    before = model.blocks[0].mlp.fc.weight.detach().clone()
+    cell.loss(model, cell.batch(0, CPU)).backward()
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    step = (model.blocks[0].mlp.fc.weight.detach() - before).abs()
+    assert type(optimizer).__name__ == "Lion" and step.max().item() == pytest.approx(3e-4 / 4, rel=1e-2)
+    assert (step[step > 0] > 0.99 * step.max()).all()
+
+
+def test_without_lion_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lion_pytorch", None)
+    cell = make_cell(config("sp", "lion"))
+    with pytest.raises(ValueError, match=r"optimizer=lion needs lion-pytorch.*pip install 'coordcheck\[lion\]'"):
+        cell.optimizer(cell.build(32, 0, CPU), 32)
 
 
 def test_without_muon_in_torch_it_is_said(monkeypatch):
