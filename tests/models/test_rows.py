@@ -149,6 +149,7 @@ def test_lion_has_the_rates_of_adam():
         group["weight_decay"] = 0.0
     optimizer.step()
     step = (model.blocks[0].mlp.fc.weight.detach() - before).abs()
+    assert all("eps" not in group for group in optimizer.param_groups)
     assert type(optimizer).__name__ == "Lion" and step.max().item() == pytest.approx(3e-4 / 4, rel=1e-2)
     assert (step[step > 0] > 0.99 * step.max()).all()
 
