@@ -175,7 +175,6 @@ def coord_check(
     check_accepted(gate, audit)
     if axis == Axis.depth:
         check_gate_in_depth(gate)
-        gate.expect = Expect.completep
     arithmetic = member(Precision, "precision", precision)
     plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device, elsewhere(maker)), arithmetic)
     config = {**vars(axes), "budget": auto.budget, "modules": selected, "precision": precision}
@@ -222,16 +221,14 @@ def check_config(config: CheckConfig) -> CoordCheck:
     device = pick_device(config.device, elsewhere(config.executor))
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     check_accepted(config.gate, config.audit)
-    widths, gate = config.widths, config.gate
-    if config.axis == Axis.depth:
-        widths, gate = config.depths, dataclasses.replace(gate, expect=Expect.completep)
+    widths = config.depths if config.axis == Axis.depth else config.widths
     with in_training(plan.device):
         cell = make_cell(config)
         return check_cell(
             cell,
-            twin_of(cell, gate, min(widths)) if config.control else None,
+            twin_of(cell, config.gate, min(widths)) if config.control else None,
             plan,
-            gate,
+            config.gate,
             widths,
             Auto(config.budget, config.first_seed) if isinstance(seeds := seeds_of(config), str) else seeds,
             audit=config.audit,

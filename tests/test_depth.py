@@ -179,5 +179,7 @@ def judged_by_hand(gate, slopes):
     ],
 )
 def test_where_a_fault_begins_is_told_from_what_only_follows(gate, slopes, fault):
-    found = [finding for finding in judged_by_hand(gate, slopes).findings if finding.fault]
+    check = judged_by_hand(gate, slopes)
+    assert check.gate.expect == "completep"
+    found = [finding for finding in check.findings if finding.fault]
     assert [(finding.fault, finding.module) for finding in found] == ([] if fault is None else [fault])

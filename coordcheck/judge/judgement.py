@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from coordcheck.config.schema import GateConfig
+from coordcheck.config.schema import Expect, GateConfig
 from coordcheck.judge import verdict as verdicts
 from coordcheck.judge.alignment import alignments
 from coordcheck.judge.audit import AuditResult
@@ -26,6 +26,7 @@ from coordcheck.records.names import over, printable
 from coordcheck.records.schema import (
     AXIS,
     PARAMETERS_OF,
+    WIDTH,
     axis_of,
     cell_columns,
     check_records,
@@ -96,6 +97,8 @@ class Judgement:
             ValueError: see :func:`coordcheck.records.schema.check_records`, or if there are several cells.
         """
         records = check_records(records)
+        axis = axis_of(records)
+        gate = gate if axis == WIDTH else replace(gate, expect=Expect.completep)  # no other says anything of depth
         names = cell_columns(records)
         cells = records[names].drop_duplicates()
         if names and len(cells) > 1:
@@ -115,7 +118,7 @@ class Judgement:
         config = {"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})}
         judged = judged_curves(records, gate, confidence_of(gate, config), readout, audit)
         findings = diagnose(records, judged, gate, audit, control.saw)
-        findings = [over_axis(finding, axis_of(records)) for finding in findings]
+        findings = [over_axis(finding, axis) for finding in findings]
         if PARAMETERS_OF in records.attrs:
             findings = [of_jax(finding) for finding in findings]
             audit = None if audit is None else replace(audit, findings=[of_jax(f) for f in audit.findings])
@@ -129,7 +132,7 @@ class Judgement:
             unaudited=unaudited,
             gate=gate,
             gate_source=gate_source,
-            skipped=[over(axis_of(records), sentence) for sentence in skipped],
+            skipped=[over(axis, sentence) for sentence in skipped],
             config=config,
             versions=dict(versions or {}),
             corpus_sha256=corpus_sha256,
