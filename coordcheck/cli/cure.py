@@ -14,8 +14,9 @@ def main() -> None:
     parser = new_parser(
         "coordcheck-cure",
         "Find a factor on each initial weight and on each learning rate that put a model into muP, or another "
-        "parametrization, without a change of its code, and check the model with them. Writes the table, cure.yaml, the "
-        "checks before and after it, and both on one page, cure.html. The exit code is that of the check after the cure.",
+        "parametrization, without a change of its code, and check the model with them. Writes the table, cure.yaml, "
+        "the checks before and after it, and both on one page, cure.html. "
+        "The exit code is that of the check after the cure.",
         {
             "coordcheck-cure model=hf model.config=llama": "a model of transformers",
             "coordcheck-cure model=own model.build=my_package.my_module.build --as python": "yours, and code to paste",
