@@ -35,7 +35,8 @@ from coordcheck.models.families import make_cell
 from coordcheck.models.gpt import GPTCell
 from coordcheck.records.schema import RECORD_COLUMNS
 from coordcheck.report.tables import markdown_table
-from coordcheck.run.queue import RunQueue, cost, share_cores
+from coordcheck.run.cell import cost
+from coordcheck.run.queue import RunQueue, share_cores
 from coordcheck.run.train import RunPlan
 
 REPLICATES = 2000

@@ -3,7 +3,8 @@
     python benchmarks/theory.py mlp gpt
 
 writes benchmarks/theory/. A small learning rate, one step: what a layer's own update makes of its output is then not
-mixed with what arrives from the layers before it. Slopes over the narrow widths and over the wide ones show the drift.
+mixed with what arrives from the layers before it, and its whole change is the sum of both. Slopes over the narrow
+widths and over the wide ones show the drift.
 """
 
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 
 from coordcheck.config.load import default_optimizer_config, load
 from coordcheck.config.schema import Optimizer, Parametrization, Precision
-from coordcheck.judge.parametrizations import TABLES
+from coordcheck.judge.parametrizations import LAYERS, TABLES
 from coordcheck.judge.slopes import fit
 from coordcheck.models.families import make_cell
 from coordcheck.models.optimizers import optimizer_by_row
@@ -113,8 +114,16 @@ def measured(model: str, scheme: str, optimizer: str) -> pd.DataFrame:
 
 
 def limit(scheme: str, optimizer: str, role: str, kind: str) -> float:
-    """What the row says."""
+    """What the row says.
+
+    A change is a layer's own update, or what arrives from the layers before it. A hidden layer hands that on as large
+    as it is; the readout sums it over the width, aligned with its own weights, through which the gradient came.
+    """
     row = TABLES[scheme]
+    if kind == "delta":
+        own = [limit(scheme, optimizer, layer, "effective_update") for layer in LAYERS[: LAYERS.index(role) + 1]]
+        summed = row.gradient() + 1.0 if role == "readout" else 0.0
+        return max(own[-1], *(moved + summed for moved in own[:-1])) if len(own) > 1 else own[0]
     if kind == "activation":
         return row.multipliers[2] + row.stds[2] + 0.5 if role == "readout" else 0.0
     update = "muon" if optimizer == "muon" and role == "hidden" else {"muon": "adam"}.get(optimizer, optimizer)
@@ -128,7 +137,7 @@ def rows(model: str) -> Iterator[dict[str, object]]:
     for scheme in SCHEMES:
         for optimizer in OPTIMIZERS:
             table = measured(model, scheme, optimizer)
-            for (kind, role), of in table[table["kind"] != "delta"].groupby(["kind", "role"], sort=False):
+            for (kind, role), of in table.groupby(["kind", "role"], sort=False):
                 wide, narrow = (of[of["part"] == part] for part in ("wide", "narrow"))
                 expected = limit(scheme, optimizer, role, kind)
                 furthest = wide.iloc[int(np.argmax(np.abs(wide["slope"] - expected)))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordcheck.config.axes import check_widths
 from coordcheck.config.call import gate_of
+from coordcheck.config.rules import refuse_depth
 from coordcheck.config.schema import CheckConfig, FlaxConfig, GateConfig
 from coordcheck.result import Audit
 
@@ -134,6 +135,7 @@ def audit_config(config: CheckConfig) -> Audit:
         return audited
     from coordcheck.models.families import make_cell
 
+    refuse_depth(config, "coordcheck-audit")
     return audit_cell(make_cell(config), config.widths, config.gate)
 
 

@@ -18,10 +18,11 @@ from coordcheck.config.accept import accepted_quantities
 from coordcheck.config.arguments import LARGEST, directory, whole
 from coordcheck.config.axes import check_axes, check_budget, check_modules
 from coordcheck.config.call import check_accepted, check_options, elsewhere, executor_of, gate_of
-from coordcheck.config.rules import member, seeds_of
+from coordcheck.config.rules import check_gate_in_depth, member, seeds_of
 from coordcheck.config.schema import (
     AUTO,
     PARAMETERS,
+    Axis,
     CheckConfig,
     ExecutorConfig,
     ExecutorName,
@@ -56,6 +57,7 @@ NARROW = 3  # widths and seeds, the fewest that make a slope and an interval wor
 TRIED = 0.55  # of a pilot's runs try an advice; as many runs of the same seeds at every width would decide less
 AUDITED = 3  # widths, the narrowest; exponents that are read off a model need no more
 IN_SP = "the same model in standard parametrization"
+PLAIN = "the same model without a multiplier of its branches"
 FASTER = "every learning rate times width / smallest width"
 IN_THREADS = ExecutorConfig(ExecutorName.threads, {})
 LARGER = "every initial weight matrix times (width / smallest width)^1/2"
@@ -87,8 +89,9 @@ def coord_check(
     accept: Sequence[str] = (),
     rerun: bool = True,
     try_advice: bool = True,
+    depths: Sequence[int] | None = None,
 ) -> CoordCheck:
-    """Checks how a model of yours scales with width.
+    """Checks how a model of yours scales with width, or with depth.
 
     Each run builds the model with torch's global generator seeded, trains it for a few steps on one batch and
     records the output of every module.
@@ -137,6 +140,10 @@ def coord_check(
             check fails and nothing recorded tells why; one sentence of the result says so.
         try_advice: Whether what findings advise is tried, where the check fails and that is a number, by a few
             runs at the three narrowest widths. What does not help is no longer the advice.
+        depths: Numbers of blocks, at least three distinct values from 2 on: `build` is then given one of these in the
+            place of a width, and sizes are held against what CompleteP expects of them. Blocks are the children of an
+            ``nn.ModuleList`` or the like that is longer in a deeper model; first and middle ones are compared, and the
+            stream behind the last. There is no audit, and no advice is tried.
 
     Returns:
         The result: ``verdict``, ``findings``, ``records``, ``slopes``, ``audit``; ``plot`` and ``save`` write files.
@@ -156,7 +163,8 @@ def coord_check(
     from coordcheck.run.device import pick_device
     from coordcheck.run.train import RunPlan
 
-    axes = check_axes(widths, seeds, steps, kinds)
+    axis = Axis.width if depths is None else Axis.depth
+    axes = check_axes(widths if depths is None else depths, seeds, steps, kinds, axis)
     selected = check_modules(modules)
     check_options(
         name=name, control=control, audit=audit, rerun=rerun, try_advice=try_advice, store=store, workers=workers
@@ -165,16 +173,18 @@ def coord_check(
     auto = Auto(check_budget(budget), whole("first_seed", first_seed, 100, at_least=0, at_most=LARGEST // 2))
     gate = gate_of(expect, decay, accept)
     check_accepted(gate, audit)
+    if axis == Axis.depth:
+        check_gate_in_depth(gate)
     arithmetic = member(Precision, "precision", precision)
     plan = RunPlan(axes.steps, axes.kinds, selected, pick_device(device, elsewhere(maker)), arithmetic)
     config = {**vars(axes), "budget": auto.budget, "modules": selected, "precision": precision}
     config |= {} if name is None else {"name": name}
     with in_training(plan.device):
         chosen = default_optimizer() if optimizer is None else optimizer
-        cell = OwnCell(build, batch, chosen, loss, axes.widths, name=name)
+        cell = OwnCell(build, batch, chosen, loss, axes.widths, name=name, axis=axis)
         twin: tuple[Cell, str] | None
         if isinstance(control, tuple | list):
-            twin = OwnCell(control[0], batch, control[1], loss, axes.widths), "your own"
+            twin = OwnCell(control[0], batch, control[1], loss, axes.widths, axis=axis), "your own"
         else:
             twin = twin_of(cell, gate, min(axes.widths)) if control is None or control else None
         return check_cell(
@@ -211,14 +221,15 @@ def check_config(config: CheckConfig) -> CoordCheck:
     device = pick_device(config.device, elsewhere(config.executor))
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     check_accepted(config.gate, config.audit)
+    widths = config.depths if config.axis == Axis.depth else config.widths
     with in_training(plan.device):
         cell = make_cell(config)
         return check_cell(
             cell,
-            twin_of(cell, config.gate, min(config.widths)) if config.control else None,
+            twin_of(cell, config.gate, min(widths)) if config.control else None,
             plan,
             config.gate,
-            config.widths,
+            widths,
             Auto(config.budget, config.first_seed) if isinstance(seeds := seeds_of(config), str) else seeds,
             audit=config.audit,
             rerun=config.rerun,
@@ -237,8 +248,10 @@ def twin_of(cell: "Cell", gate: GateConfig, smallest: int) -> "tuple[Cell, str]"
 
     if gate.expect == Expect.sp:
         return Scaled(cell, smallest, weights=0.5), LARGER
-    in_sp = cell.in_sp()
-    return (Scaled(cell, smallest, rates=1.0), FASTER) if in_sp is None else (in_sp, IN_SP)
+    known = cell.plain() if cell.lists else cell.in_sp()
+    if known is None:
+        return Scaled(cell, smallest, rates=1.0), FASTER
+    return known, PLAIN if cell.lists else IN_SP
 
 
 def check_cell(
@@ -278,6 +291,8 @@ def check_cell(
     """
     from coordcheck.models.cured import Cured
 
+    if cell.lists:  # an audit reads exponents of width, and so does what asks for more records or gives advice
+        audit = rerun = try_advice = False
     with engine_of_stages(executor, plan, store, workers) as engine:
         options: dict[str, Any] = {"store": store, "reuse": reuse, "workers": workers, "executor": engine}
         options["config"] = config
@@ -417,7 +432,7 @@ def as_many_as_needed(
     queue: "RunQueue", gate: GateConfig, auto: Auto, readout: str | None, audited: Audit | None
 ) -> "Finished":
     """Runs until all curves are decided or the budget is spent, see :mod:`coordcheck.judge.looks`."""
-    from coordcheck.run.queue import Finished, cost
+    from coordcheck.run.queue import Finished
 
     skipped: list[str] = []
     title = queue.title
@@ -431,7 +446,7 @@ def as_many_as_needed(
     def judge(records: "pd.DataFrame", confidence: float) -> "pd.DataFrame":
         return judged_curves(records, gate, confidence, readout, audited)
 
-    records = look_until_decided(finish, judge, gate, queue.widths, auto, cost)
+    records = look_until_decided(finish, judge, gate, queue.widths, auto, queue.cell.cost)
     return Finished(records, skipped)
 
 

@@ -17,7 +17,7 @@ from coordcheck.check import IN_THREADS, check_once, engine_of_stages, twin_of
 from coordcheck.config.axes import check_axes, check_budget
 from coordcheck.config.call import elsewhere, executor_of
 from coordcheck.config.load import default_gate
-from coordcheck.config.rules import member, seeds_of
+from coordcheck.config.rules import member, refuse_depth, seeds_of
 from coordcheck.config.schema import AUTO, CheckConfig, Decay, ExecutorConfig, Expect, GateConfig, Precision
 from coordcheck.judge.cure import CureTable, cure_of
 from coordcheck.judge.looks import Auto
@@ -39,7 +39,7 @@ CURE, CURE_PICTURE = "cure.yaml", "cure.png"
 
 @dataclass(frozen=True)
 class Cure(CureTable):
-    """What to change about a model's initial weights and learning rates so that it is in muP, see :class:`CureTable`.
+    """What to change about a model's initial weights and learning rates, see :class:`CureTable`.
 
     Example:
         >>> import torch
@@ -128,10 +128,15 @@ class Cure(CureTable):
             for entry in self.entries
         ]
         table = "".join(f"    {row!r},\n" for row in rows)
-        return _PYTHON.format(base=self.base_width, table=table, multipliers=dict(self.multipliers or {}))
+        return _PYTHON.format(
+            target=self.target, base=self.base_width, table=table, multipliers=dict(self.multipliers or {})
+        )
 
 
-_PYTHON = '''"""muP for this model, from base width {base}: call initialize once, and train with param_groups."""
+_PYTHON = '''"""The parametrization {target} for this model, from base width {base}.
+
+Call initialize once, and train with param_groups.
+"""
 
 import re
 
@@ -238,8 +243,9 @@ def cure(
     executor: str | Mapping[str, Any] | Executor = "auto",
     decay: str | None = None,
     budget: float = 3.0,
+    target: str = "mup",
 ) -> Cured:
-    """Finds what puts a model of yours into muP, and tries it.
+    """Finds what puts a model of yours into muP or another parametrization, and tries it.
 
     Args:
         build: As for :func:`coordcheck.coord_check`.
@@ -258,6 +264,7 @@ def cure(
         executor: Likewise.
         decay: The policy of weight decay, which the cure then follows; None leaves the decay alone.
         budget: As for :func:`coordcheck.coord_check`.
+        target: The parametrization: "mup", or another row of :data:`coordcheck.judge.parametrizations.TABLES`.
 
     Returns:
         The table and the checks before and after.
@@ -274,7 +281,7 @@ def cure(
     base = min(axes.widths) if base_width is None else base_width
     if isinstance(base, bool) or not isinstance(base, int) or base < 1:
         raise ValueError(f"`base_width` is a positive integer; got {base_width!r}. For example base_width=64.")
-    gate = dataclasses.replace(default_gate(), expect=Expect.mup)
+    gate = dataclasses.replace(default_gate(), expect=member(Expect, "target", target))
     gate.decay = None if decay is None else member(Decay, "decay", decay).value
     maker = executor_of(executor)
     where = pick_device(device, elsewhere(maker))
@@ -289,8 +296,8 @@ def cure(
         return cure_cell(cell, plan, gate, axes.widths, wanted, base, config, **keeping)
 
 
-def cure_config(config: CheckConfig) -> Cured:
-    """Cures what a configuration names.
+def cure_config(config: CheckConfig, target: str = "mup") -> Cured:
+    """Cures what a configuration names, see :func:`cure`.
 
     Raises:
         ValueError: naming the value, the rule and a working example.
@@ -299,7 +306,8 @@ def cure_config(config: CheckConfig) -> Cured:
     from coordcheck.run.device import pick_device
     from coordcheck.run.train import RunPlan
 
-    config = dataclasses.replace(config, gate=dataclasses.replace(config.gate, expect=Expect.mup))
+    refuse_depth(config, "coordcheck-cure")
+    config = dataclasses.replace(config, gate=dataclasses.replace(config.gate, expect=member(Expect, "target", target)))
     device = pick_device(config.device, elsewhere(config.executor))
     plan = RunPlan(config.steps, config.kinds, config.modules, device, config.precision)
     with in_training(plan.device):
@@ -378,7 +386,7 @@ def find_cure(cell: "Cell", gate: GateConfig, widths: Sequence[int], base_width:
 
     narrow = sorted(widths)[:FEWEST]
     before = audited = audit_cell(cell, narrow, gate)
-    table = Cure(base_width)
+    table = Cure(base_width, target=gate.expect.value)
     for _ in range(ROUNDS):
         found = cure_of(audited, base_width)
         if not found:

@@ -17,7 +17,7 @@ from coordcheck.config.arguments import MOST, MOST_SEEDS, MOST_STEPS, directory,
 from coordcheck.config.axes import check_widths
 from coordcheck.config.call import check_options
 from coordcheck.config.executor import check_executor
-from coordcheck.config.rules import member
+from coordcheck.config.rules import member, refuse_depth
 from coordcheck.config.schema import AUTO, CheckConfig, FlaxConfig, Parametrization, Precision
 from coordcheck.judge.cure import CureTable
 from coordcheck.judge.transfer import (
@@ -179,6 +179,7 @@ def transfer_config(config: CheckConfig, cure: CureTable | None = None) -> Trans
 
     if isinstance(config.model, FlaxConfig):
         raise ValueError("coordcheck-transfer trains torch models; got model=flax. For example model=gpt or model=own.")
+    refuse_depth(config, "coordcheck-transfer")
     check_executor(config.executor, "coordcheck-transfer")
     directory("runs", config.runs, "checks/runs")
     plan = RunPlan(check_learning_steps(config.steps), [], None, pick_device(config.device), config.precision)

@@ -1,5 +1,6 @@
 """A cure found, applied and tried."""
 
+import dataclasses
 import re
 
 import pytest
@@ -8,7 +9,11 @@ from torch import nn
 
 import coordcheck
 from coordcheck import CoordCheck, Cure
+from coordcheck.config.load import default_gate, load
+from coordcheck.config.schema import Expect
+from coordcheck.curing import cure_config, find_cure
 from coordcheck.judge.trial import trials_of
+from coordcheck.models.own import OwnCell
 from coordcheck.report.console import make_console, print_check
 
 BASE = 32
@@ -381,3 +386,50 @@ def test_epsilon_of_a_norm_is_cured_and_that_of_a_keys_bias_is_not():
     found = cured(Attending, lambda model: torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-2)).cure
     assert found.exponents("norm.weight").eps < -0.5
     assert found.exponents("key.bias").eps == 0
+
+
+ROWS = {  # by hand, from arXiv 2407.05872, table 1, and 2407.17465: std and learning rate with multipliers folded in
+    ("sp", "Adam"): {"hidden": (-0.5, 0.0), "readout": (-0.5, 0.0)},
+    ("sp_full_align", "Adam"): {"hidden": (-0.5, -1.0), "readout": (-0.5, -1.0)},
+    ("ntk", "Adam"): {"hidden": (-0.5, -1.0), "readout": (-0.5, -1.0)},
+    ("mean_field", "Adam"): {"hidden": (-0.5, -1.0), "readout": (-1.0, -1.0)},
+    ("umup", "Adam"): {"input": (0.0, -0.5), "hidden": (-0.5, -1.0), "readout": (-1.0, -1.0)},
+    ("ntk", "SGD"): {"input": (0.0, 0.5), "hidden": (-0.5, -0.5), "readout": (-0.5, -1.0)},
+    ("mean_field", "SGD"): {"input": (0.0, 1.0), "hidden": (-0.5, 0.0), "readout": (-1.0, -1.0)},
+}
+
+
+@pytest.mark.parametrize(("target", "optimizer"), ROWS, ids=map("-".join, ROWS))
+def test_a_cure_leads_to_its_target(target, optimizer):
+    def constant(width):
+        model = nn.Sequential(nn.Embedding(32, width), nn.Linear(width, width, bias=False), nn.ReLU())
+        model.append(nn.Linear(width, 32, bias=False))
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        return model, getattr(torch.optim, optimizer)(model.parameters(), lr=1e-3)
+
+    gate = dataclasses.replace(default_gate(), expect=Expect(target))
+    cell = OwnCell(constant, (TOKENS, TOKENS), adam, None, (32, 64, 128))
+    table, _ = find_cure(cell, gate, (32, 64, 128), 32)
+    assert {entry.role: (entry.exponents.std, entry.exponents.lr) for entry in table.entries} == ROWS[target, optimizer]
+    assert table.target == target and Cure.from_dict(table.to_dict()) == table
+
+
+@pytest.mark.slow
+def test_llama_in_another_parametrization(tmp_path):
+    pytest.importorskip("transformers")
+    small = ["model=hf", "model.config=llama", "model.depth=1", "widths=[64,128,256]", "data.batch=2", "seeds=5"]
+    config = load([*small, "data.context=16", "data.vocab_size=64", "data=zipf", "steps=3", f"runs={tmp_path}"])
+    result = cure_config(config, "ntk")
+    assert result.before.verdict == "fail" and result.after.gate.expect == "ntk"
+    assert not result.after.slopes["verdict"].isin(["explodes", "vanishes", "nonfinite", "dead"]).any(), result
+    result.save(tmp_path / "files")
+    assert Cure.load(tmp_path / "files" / "cure.yaml").target == "ntk"
+    assert result.cure.as_python().startswith('"""The parametrization ntk for this model')
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(ValueError, match=r"`target` is one of \['mup', 'sp'.*got 'mop'\. For example target='mup'"):
+        coordcheck.cure(build, (TOKENS, TOKENS), target="mop")
+    with pytest.raises(ValueError, match=r"`target` is one of .*got 'mop'"):
+        Cure.from_dict({"version": 1, "base_width": 64, "target": "mop"})

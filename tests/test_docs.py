@@ -63,7 +63,7 @@ def test_python_runs(code, tmp_path, monkeypatch, capsys, gate):
         assert trainer.call_args.kwargs["callbacks"][0].width == 256
         return
     small = code.replace("widths=(64, 128, 256, 512)", "widths=(64, 128, 256)").replace("(8, 65)", "(2, 17)")
-    names = {"coordcheck": coordcheck, "torch": torch, "build": build, "batch": batch, "optimizer": adam}
+    names = {"coordcheck": coordcheck, "torch": torch, "build": build, "batch": batch, "optimizer": adam, "nn": nn}
     if "LlamaConfig" in code:
         pytest.importorskip("transformers")
         table = {

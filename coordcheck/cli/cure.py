@@ -13,17 +13,19 @@ def main() -> None:
     """``coordcheck-cure [HYDRA OVERRIDES]``: what puts a model into muP, found and tried."""
     parser = new_parser(
         "coordcheck-cure",
-        "Find a factor on each initial weight and on each learning rate that put a model into muP without a change of "
-        "its code, and check the model with them. Writes the table, cure.yaml, the checks before and after it, and "
-        "both on one page, cure.html. "
+        "Find a factor on each initial weight and on each learning rate that put a model into muP, or another "
+        "parametrization, without a change of its code, and check the model with them. Writes the table, cure.yaml, "
+        "the checks before and after it, and both on one page, cure.html. "
         "The exit code is that of the check after the cure.",
         {
             "coordcheck-cure model=hf model.config=llama": "a model of transformers",
             "coordcheck-cure model=own model.build=my_package.my_module.build --as python": "yours, and code to paste",
+            "coordcheck-cure model=hf model.config=llama --target ntk": "into another parametrization",
         },
     )
     parser.add_argument("override", nargs="*", help=OVERRIDES)
     parser.add_argument("--output", type=Path, help="where the files go; default: checks/NAME/cure")
+    parser.add_argument("--target", default="mup", help="the parametrization, one that gate.expect takes; default: mup")
     parser.add_argument(
         "--as",
         dest="form",
@@ -43,7 +45,7 @@ def _cure(arguments: argparse.Namespace) -> int:
 
     directory: Path = arguments.output or Path("checks") / file_name(config.name) / "cure"
     with locked(directory):
-        result = cure_config(config)
+        result = cure_config(config, arguments.target)
         result.save(directory)
         picture = (directory / CURE_PICTURE).read_bytes()
         write_text(directory / CURE_PAGE, cure_page(result.before, result.after, picture))

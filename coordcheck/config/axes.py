@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordcheck.config.arguments import MOST_SEEDS, MOST_STEPS, is_whole, texts, whole, whole_numbers
-from coordcheck.config.schema import AUTO
+from coordcheck.config.schema import AUTO, Axis
 from coordcheck.records.names import shown
 from coordcheck.records.schema import KINDS
 
 WIDEST = 2**31 - 1
+DEEPEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,25 @@ class Axes:
     kinds: list[str]
 
 
-def check_axes(widths: Any, seeds: Any, steps: Any, kinds: Any) -> Axes:
+def check_axes(widths: Any, seeds: Any, steps: Any, kinds: Any, axis: str = Axis.width) -> Axes:
     """What every check needs, whoever builds the model; generators are used up here.
 
     Args:
-        widths: d_model.
+        widths: d_model, or depths.
         seeds: How many, or which, or "auto".
         steps: Recorded forward passes.
         kinds: What is recorded.
+        axis: "width" or "depth".
 
     Raises:
         ValueError: naming the value, the rule and a working example.
     """
-    axes = Axes(check_widths(widths), check_seeds(seeds), check_steps(steps), check_kinds(kinds))
+    axes = Axes(
+        check_depths(widths) if axis == Axis.depth else check_widths(widths),
+        check_seeds(seeds),
+        check_steps(steps),
+        check_kinds(kinds),
+    )
     if axes.steps == 1 and not {"activation", "weight"} & {*axes.kinds}:
         raise ValueError(
             f"`steps` is at least 2 where only changes since step 0 or gradients are recorded; got steps=1 "
@@ -56,13 +63,25 @@ def check_widths(widths: Any) -> list[int]:
     Raises:
         ValueError: if they are none.
     """
+    return _at_least_three("widths", widths, WIDEST, "widths=[64,128,256]")
+
+
+def check_depths(depths: Any) -> list[int]:
+    """At least three distinct depths.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    return _at_least_three("depths", depths, DEEPEST, "depths=[2,4,8,16]")
+
+
+def _at_least_three(name: str, numbers: Any, most: int, example: str) -> list[int]:
     rule = "needs at least 3 distinct positive whole numbers to fit a slope with an interval"
-    example = "widths=[64,128,256]"
-    found = whole_numbers("widths", widths, rule, example)
+    found = whole_numbers(name, numbers, rule, example)
     if len(set(found)) < max(3, len(found)) or min(found) < 1:
-        raise ValueError(f"`widths` {rule}; got {shown(found)}. For example {example}.")
-    if max(found) > WIDEST:
-        raise ValueError(f"`widths` are at most {WIDEST}; got {shown(found)}. For example {example}.")
+        raise ValueError(f"`{name}` {rule}; got {shown(found)}. For example {example}.")
+    if max(found) > most:
+        raise ValueError(f"`{name}` are at most {most}; got {shown(found)}. For example {example}.")
     return found
 
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from coordcheck.config.errors import KNOWN, not_an_option, read_overrides, sentence, unknown_key, wrong_type
 from coordcheck.config.rules import check_gate, validate
-from coordcheck.config.schema import ENGINES, MODELS, OPEN, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
+from coordcheck.config.schema import ENGINES, MODELS, OPEN, Axis, CheckConfig, GateConfig, ModelConfig, OptimizerConfig
 from coordcheck.records.names import one_line, printable, shown
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is still to come
@@ -48,7 +48,8 @@ def cell_name(model: DictConfig, *others: str) -> str:
     names = [str(model.name), *map(str, known.values())] if "build" not in known else [str(known["build"])]
     given = model.get(OPEN.get(model.name, ""), {})
     arguments = [f"{key}={value}" for key, value in given.items()] if OmegaConf.is_dict(given) else []
-    return "-".join([*names, *arguments, *(str(other) for other in others if str(other) != "own")]).replace("/", "_")
+    said = (str(other) for other in others if str(other) not in ("own", Axis.width))
+    return "-".join([*names, *arguments, *said]).replace("/", "_")
 
 
 def file_name(text: str) -> str:

@@ -14,13 +14,15 @@ from coordcheck.config.arguments import (
     text,
     whole,
 )
-from coordcheck.config.axes import WIDEST, check_axes, check_budget, check_modules
+from coordcheck.config.axes import WIDEST, check_axes, check_budget, check_depths, check_modules
 from coordcheck.config.executor import check_executor
 from coordcheck.config.schema import (
     AUTO,
+    Axis,
     CheckConfig,
     Decay,
     Embedding,
+    Expect,
     FlaxConfig,
     GateConfig,
     Optimizer,
@@ -125,6 +127,7 @@ def validate(config: CheckConfig) -> None:
     room = WIDEST * MOST_SEEDS if config.seeds == AUTO else config.seeds
     whole("first_seed", config.first_seed, 100, at_least=0, at_most=LARGEST - room + 1)
     check_axes(config.widths, seeds_of(config), config.steps, config.kinds)
+    check_depths(config.depths)
     check_modules(config.modules)
     for name in ("name", "runs", "device"):
         text(name, getattr(config, name), {"name": "mine", "runs": "checks/runs", "device": "auto"}[name])
@@ -141,6 +144,60 @@ def validate(config: CheckConfig) -> None:
     check_executor(config.executor, "model=flax" if isinstance(config.model, FlaxConfig) else "")
     check_family(config)
     check_tied_zero(config)
+    check_axis(config)
+
+
+def check_axis(config: CheckConfig) -> None:
+    """Checks that depth is varied where a model has one, and held against what says something of it.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if config.axis == Axis.width:
+        return
+    if config.model.name not in BY_DEPTH:
+        raise ValueError(
+            f"axis=depth takes model={_one_of(BY_DEPTH)}, whose blocks are one list; got model={config.model.name}. "
+            f"For example model=gpt."
+        )
+    check_gate_in_depth(config.gate, "gate.")
+
+
+def refuse_depth(config: CheckConfig, command: str) -> None:
+    """Makes sure that width varies, for a command that knows nothing of depth.
+
+    Raises:
+        ValueError: if depth does.
+    """
+    if config.axis == Axis.depth:
+        raise ValueError(
+            f"{command} goes by exponents of width; got axis=depth. For example coordcheck axis=depth, or axis=width."
+        )
+
+
+def check_gate_in_depth(gate: GateConfig, where: str = "") -> None:
+    """Checks that a gate asks for nothing that is known of widths alone.
+
+    Args:
+        gate: The gate.
+        where: What stands before the names of its values, where they were given.
+
+    Raises:
+        ValueError: naming the value, the rule and a working example.
+    """
+    if gate.expect not in (Expect.mup, Expect.completep):
+        raise ValueError(
+            f"`{where}expect` is completep where depth varies, for other parametrizations say nothing of it; got "
+            f"{gate.expect}. For example {where}expect=completep."
+        )
+    if gate.accept:
+        raise ValueError(
+            f"`{where}accept` names what an audit finds, and there is none where depth varies; got "
+            f"{shown(gate.accept)}. For example {where}accept=[]."
+        )
+
+
+BY_DEPTH = ("gpt", "hf", "own")
 
 
 def check_sizes(config: CheckConfig) -> None:
@@ -150,6 +207,7 @@ def check_sizes(config: CheckConfig) -> None:
         ValueError: naming the value, the rule and a working example.
     """
     whole("base_width", config.base_width, 64, at_most=WIDEST)
+    whole("base_depth", config.base_depth, 2, at_most=MOST)
     whole("data.vocab_size", config.data.vocab_size, 256, at_most=LARGEST_VOCABULARY)
     sizes = {f"model.{name}": value for name, value in vars(config.model).items() if type(value) is int}
     sizes |= {"data.batch": config.data.batch, "data.context": config.data.context}
@@ -230,7 +288,7 @@ def check_optimizer(config: CheckConfig) -> None:
             f"parametrization={scheme} has a learning rate for the embedding and one for the readout, so they take "
             f"embedding=untied; got embedding={config.embedding.name}. For example embedding=untied."
         )
-    if scheme == Parametrization.umup and optimizer not in (Optimizer.adam, Optimizer.adamw):
+    if scheme == Parametrization.umup and optimizer not in (Optimizer.adam, Optimizer.adamw, Optimizer.lion):
         raise ValueError(
             f"parametrization=umup knows the learning rates of Adam; got optimizer={optimizer}. "
             f"For example optimizer=adamw."

@@ -27,7 +27,15 @@ class Parametrization(StrEnum):
     ntk = "ntk"
     mean_field = "mean_field"
     umup = "umup"
+    completep = "completep"
     own = "own"
+
+
+class Axis(StrEnum):
+    """What differs between the models of a check."""
+
+    width = "width"
+    depth = "depth"
 
 
 class Expect(StrEnum):
@@ -39,6 +47,7 @@ class Expect(StrEnum):
     ntk = "ntk"
     mean_field = "mean_field"
     umup = "umup"
+    completep = "completep"
 
 
 class Positions(StrEnum):
@@ -108,6 +117,7 @@ class Optimizer(StrEnum):
     sgd = "sgd"
     adafactor = "adafactor"
     muon = "muon"
+    lion = "lion"
 
 
 class Source(StrEnum):
@@ -345,8 +355,11 @@ class CheckConfig:
     optimizer: OptimizerConfig
     data: DataConfig
     gate: GateConfig
+    axis: Axis
     widths: list[int]
+    depths: list[int]
     base_width: int
+    base_depth: int
     seeds: Any  # a whole number, or AUTO
     budget: float
     first_seed: int

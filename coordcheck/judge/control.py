@@ -8,6 +8,8 @@ from coordcheck.config.schema import Expect, GateConfig
 from coordcheck.judge.finding import describe
 from coordcheck.judge.slopes import fit
 from coordcheck.judge.verdict import judge, worst_first
+from coordcheck.records.names import over
+from coordcheck.records.schema import WIDTH, axis_of
 
 MORE = "Use more seeds, for example seeds=5, or a larger learning rate."
 
@@ -23,6 +25,7 @@ class Control:
         saw: Whether its fault was seen; None without a control.
         evidence: The curve that shows it best, in words; where it was not run for a reason, that reason.
         undecided: Whether a slope lies beyond its limit where none does so for certain; `saw` is then False.
+        axis: What `widths` are: "width" or "depth".
     """
 
     twin: str = "none"
@@ -31,6 +34,7 @@ class Control:
     saw: bool | None = None
     evidence: str = ""
     undecided: bool = False
+    axis: str = WIDTH
 
     def outcome(self) -> str:
         """What it showed."""
@@ -44,7 +48,7 @@ class Control:
 
     def __str__(self) -> str:
         seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
-        ran = "" if self.saw is None else f" ({self.twin}; widths {self.widths}, {seeds})"
+        ran = "" if self.saw is None else f" ({self.twin}; {self.axis}s {self.widths}, {seeds})"
         return f"Control{ran}: {self.outcome()}"
 
 
@@ -62,15 +66,16 @@ def judge_control(records: pd.DataFrame, gate: GateConfig, twin: str) -> Control
     seen = judged[judged["verdict"].isin(("explodes", "nonfinite"))]
     beyond = judged[(judged["verdict"] == "inconclusive") & (judged["slope"] > judged["expected_high"])]
     beyond = beyond[beyond["excess"] > 0]
-    evidence = ""
+    evidence, axis = "", axis_of(records)
     if len(seen) or len(beyond):
         worst = worst_first(seen if len(seen) else beyond).iloc[0]
-        evidence = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {describe(worst)}"
+        evidence = f"{worst['module']}, {worst['kind']}, step {worst['step']}: {over(axis, describe(worst))}"
     return Control(
-        twin=twin,
+        twin=over(axis, twin),
         widths=sorted(int(width) for width in records["width"].unique()),
         seeds=int(records.groupby("width")["seed"].nunique().min()),
         saw=bool(len(seen)),
         evidence=evidence,
         undecided=not len(seen) and bool(len(beyond)),
+        axis=axis,
     )

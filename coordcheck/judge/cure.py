@@ -1,4 +1,4 @@
-"""A cure: what to change about a model's parameters so that it is in muP, as a table of exponents.
+"""A cure: what to change about a model's parameters so that it is in muP or another parametrization, as exponents.
 
 Under Adam (a+t, b-t, c-t) is the same training: what a forward multiplier does, the init std and the learning rate do
 as well (Tensor Programs IVb, arXiv 2308.01814, and V, arXiv 2203.03466). So a factor on each initial weight and a
@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.audit_findings import AuditFinding
+from coordcheck.judge.parametrizations import TABLES
 
 VERSION = 1
 # the power in a table of what a finding changes
@@ -81,12 +82,14 @@ class CureTable:
         entries: What to change about parameters.
         multipliers: By module, the exponent of width_mult by which to multiply what it reads.
         notes: What no table can mend, one sentence each.
+        target: The parametrization that it leads to.
     """
 
     base_width: int
     entries: tuple[Entry, ...] = ()
     multipliers: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    target: str = "mup"
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.multipliers)
@@ -119,6 +122,7 @@ class CureTable:
         ]
         return {
             "version": VERSION,
+            "target": self.target,
             "base_width": self.base_width,
             "entries": entries,
             "multipliers": dict(self.multipliers or {}),
@@ -132,7 +136,7 @@ class CureTable:
         Raises:
             ValueError: naming the source, the place and the rule.
         """
-        allowed = {"version", "base_width", "entries", "multipliers", "notes"}
+        allowed = {"version", "target", "base_width", "entries", "multipliers", "notes"}
         if not isinstance(content, dict) or not {"version", "base_width"} <= content.keys() <= allowed:
             raise ValueError(f"{source} is a mapping with the keys {sorted(allowed)}, as coordcheck-cure writes it.")
         if content["version"] != VERSION:
@@ -145,7 +149,9 @@ class CureTable:
         if not isinstance(multipliers, dict):
             raise ValueError(f"{source}: `multipliers` are exponents by module; got {multipliers!r}.")
         numbers = {str(name): _number(power, f"{source}: {name}") for name, power in multipliers.items()}
-        return cls(base, entries, numbers, tuple(map(str, content.get("notes") or ())))
+        if (target := content.get("target", "mup")) not in TABLES:
+            raise ValueError(f"{source}: `target` is one of {list(TABLES)}; got {target!r}. For example mup.")
+        return cls(base, entries, numbers, tuple(map(str, content.get("notes") or ())), target)
 
     def plus(self, other: "CureTable") -> Self:
         """This cure and then another one of the same model, as one.
@@ -187,7 +193,7 @@ def cure_of(audit: AuditResult, base_width: int) -> CureTable:
     """What an audit's findings ask for, multipliers folded into std and learning rate where that can be.
 
     Args:
-        audit: Under ``expect="mup"``, with a forward pass, so that multipliers were read.
+        audit: Under the parametrization that it shall be, with a forward pass, so that multipliers were read.
         base_width: Where nothing is to change.
     """
     rows = {row["parameter"]: row for row in audit.parameters.to_dict("records")}

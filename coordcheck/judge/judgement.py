@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from coordcheck.config.schema import GateConfig
+from coordcheck.config.schema import Expect, GateConfig
 from coordcheck.judge import verdict as verdicts
 from coordcheck.judge.alignment import alignments
 from coordcheck.judge.audit import AuditResult
@@ -21,9 +21,18 @@ from coordcheck.judge.looks import confidence_of
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.slopes import fit
 from coordcheck.judge.trial import Trial, told
-from coordcheck.judge.words import of_jax
-from coordcheck.records.names import printable
-from coordcheck.records.schema import PARAMETERS_OF, cell_columns, check_records, independent, repeated_seeds
+from coordcheck.judge.words import of_jax, over_axis
+from coordcheck.records.names import over, printable
+from coordcheck.records.schema import (
+    AXIS,
+    PARAMETERS_OF,
+    WIDTH,
+    axis_of,
+    cell_columns,
+    check_records,
+    independent,
+    repeated_seeds,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,6 +97,8 @@ class Judgement:
             ValueError: see :func:`coordcheck.records.schema.check_records`, or if there are several cells.
         """
         records = check_records(records)
+        axis = axis_of(records)
+        gate = gate if axis == WIDTH else replace(gate, expect=Expect.completep)  # no other says anything of depth
         names = cell_columns(records)
         cells = records[names].drop_duplicates()
         if names and len(cells) > 1:
@@ -107,6 +118,7 @@ class Judgement:
         config = {"widths": sorted(int(width) for width in records["width"].unique()), **(config or {})}
         judged = judged_curves(records, gate, confidence_of(gate, config), readout, audit)
         findings = diagnose(records, judged, gate, audit, control.saw)
+        findings = [over_axis(finding, axis) for finding in findings]
         if PARAMETERS_OF in records.attrs:
             findings = [of_jax(finding) for finding in findings]
             audit = None if audit is None else replace(audit, findings=[of_jax(f) for f in audit.findings])
@@ -120,7 +132,7 @@ class Judgement:
             unaudited=unaudited,
             gate=gate,
             gate_source=gate_source,
-            skipped=list(skipped),
+            skipped=[over(axis, sentence) for sentence in skipped],
             config=config,
             versions=dict(versions or {}),
             corpus_sha256=corpus_sha256,
@@ -132,6 +144,11 @@ class Judgement:
         """The same with what came of doing what its findings advise."""
         return replace(self, findings=told(self.findings, trials), trials=tuple(trials))
 
+    @property
+    def axis(self) -> str:
+        """What varies: "width", or "depth"; slopes are exponents of it, and the column ``width`` holds it."""
+        return axis_of(self.records)
+
     def cell(self) -> str:
         """What was checked, its widths and seeds, on one line."""
         first = self.records.iloc[0]
@@ -139,8 +156,8 @@ class Judgement:
         seeds = self.records.groupby("width")["seed"].nunique()
         return " · ".join(
             [
-                *(str(first[name]) for name in cell_columns(self.records)),
-                f"widths {widths[0]}–{widths[-1]} ({len(widths)})",
+                *(str(first[name]) for name in cell_columns(self.records) if name != AXIS),
+                f"{self.axis}s {widths[0]}–{widths[-1]} ({len(widths)})",
                 f"{', '.join(map(str, seeds))} runs"
                 if independent(self.records)
                 else f"{self.records['seed'].nunique()} seeds",
@@ -173,7 +190,8 @@ class Judgement:
                 return "FAIL: every curve keeps its size, but there is a fault that shows in none."
             return f"FAIL: {at_fault} of {len(self.slopes)} curves {'is' if at_fault == 1 else 'are'} at fault."
         if self.verdict == "pass":
-            widths = "every width" if not self.skipped else f"every width that ran ({'; '.join(self.skipped)})"
+            every = f"every {self.axis}"
+            widths = every if not self.skipped else f"{every} that ran ({'; '.join(self.skipped)})"
             return f"PASS: all {len(self.slopes)} curves have the size that {self.gate.expect} expects at {widths}."
         if self.control.undecided:
             return (

@@ -17,6 +17,21 @@ LAYERS = ("input", "hidden", "readout")
 
 
 @dataclass(frozen=True)
+class InDepth:
+    """What else of a parametrization scales, as exponents of depth: all of it of what stands in residual branches.
+
+    Attributes:
+        branch: Of what a residual branch is multiplied by before it is added to the stream.
+        rates: Of the learning rate, by how a step depends on its gradient.
+        epsilon: Of Adam's epsilon.
+    """
+
+    branch: float
+    rates: Mapping[str, float]
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Table:
     """A parametrization, as exponents of width for the roles "input", "hidden" and "readout".
 
@@ -28,6 +43,8 @@ class Table:
             that are missing have no known rule.
         vectors: Likewise, of norms' gains and of biases.
         attention: Of the head size, in what q·k is multiplied by.
+        epsilon: Of Adam's epsilon.
+        in_depth: Of depth; None for a parametrization that says nothing of it.
     """
 
     source: str
@@ -36,6 +53,8 @@ class Table:
     rates: Mapping[str, tuple[float, float, float]]
     vectors: Mapping[str, float] = field(default_factory=dict)
     attention: float = -1.0
+    epsilon: float = 0.0
+    in_depth: InDepth | None = None
 
     def multiplier(self, role: str) -> float:
         """Of the forward pass; 0 for what is no matrix."""
@@ -95,6 +114,13 @@ def _same(*rates: float) -> dict[str, tuple[float, float, float]]:
     return dict.fromkeys(("sgd", "adam", "adafactor", "muon"), row)
 
 
+MUP_RATES: Mapping[str, tuple[float, float, float]] = {
+    "sgd": (1.0, 0.0, 1.0),
+    "adam": (0.0, -1.0, 0.0),
+    "adafactor": (0.0, -0.5, 0.0),
+    "muon": (0.5, 0.0, 0.5),
+}
+
 # Muon's rates are derived: its step has operator norm 1, which makes an output of sqrt(fan_in / fan_out) times the
 # input's size. Those of SGD and Adafactor in mean field are derived likewise, the others stand in the sources.
 TABLES = {
@@ -102,12 +128,7 @@ TABLES = {
         f"{TPV}, tables 3, 8 and 9, as the mup package writes it",
         (0.0, 0.0, -1.0),
         (0.0, -0.5, 0.0),
-        {
-            "sgd": (1.0, 0.0, 1.0),
-            "adam": (0.0, -1.0, 0.0),
-            "adafactor": (0.0, -0.5, 0.0),
-            "muon": (0.5, 0.0, 0.5),
-        },
+        MUP_RATES,
         {"sgd": 1.0},
     ),
     "sp": Table(
@@ -159,6 +180,18 @@ TABLES = {
         (0.0, -0.5, -1.0),
         (0.0, 0.0, 0.0),
         {"adam": (-0.5, -0.5, 0.0)},
+    ),
+    # The source has Adam's exponents. Those in depth of the other optimizers are derived: a block must change what it
+    # adds by depth^-1, which a branch that is multiplied by depth^-1 does by itself where steps do not depend on the
+    # gradient. SGD's shrink with the gradient, which comes through the same multiplier.
+    "completep": Table(
+        "CompleteP, arXiv 2505.01618, table 1 with alpha 1",
+        (0.0, 0.0, -1.0),
+        (0.0, -0.5, 0.0),
+        MUP_RATES,
+        {"sgd": 1.0},
+        epsilon=-1.0,
+        in_depth=InDepth(-1.0, {"sgd": 1.0, "adam": 0.0, "adafactor": 0.0, "muon": 0.0}, -1.0),
     ),
 }
 RULES = ("adam", "sgd", "muon", "adafactor")  # of steps that theory knows

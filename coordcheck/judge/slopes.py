@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from coordcheck.judge.statistics import Array
-from coordcheck.records.schema import UNKNOWN, WEIGHTS, cell_columns, curve_columns, repeated_seeds, sizes
+from coordcheck.records.schema import (
+    DEPTH,
+    UNKNOWN,
+    WEIGHTS,
+    axis_of,
+    cell_columns,
+    curve_columns,
+    repeated_seeds,
+    sizes,
+)
 
 MIN_WIDTHS = 3
 
@@ -34,7 +43,8 @@ def fit(records: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         steeper the curve is at its wide end than at its narrow one, NaN where that lies within the noise), ``n_zero
         n_nonfinite`` (runs that were exactly zero, or not finite) of ``n_runs``. With one seed there is no interval: it
         is (-inf, inf). A curve with fewer than three widths has slope NaN. A role that no record states is "hidden" if
-        the tensor grows with width, else "readout"; that of a parameter's weight or update is then "unknown".
+        the tensor grows with width, else "readout"; that of a parameter's weight or update, or of anything over depths,
+        is then "unknown".
     """
     sample = Sample.of(records)
     slope, bend = sample.slopes(), sample.bends()
@@ -210,7 +220,11 @@ def facts(records: pd.DataFrame) -> pd.DataFrame:
     curves["role"] = (
         curves["role"]
         .mask(curves["role"].isna() & curves["kind"].isin(WEIGHTS), UNKNOWN)
-        .fillna((curves["most"] > curves["fewest"]).map({True: "hidden", False: "readout"}).astype("string"))
+        .fillna(
+            UNKNOWN
+            if axis_of(records) == DEPTH
+            else (curves["most"] > curves["fewest"]).map({True: "hidden", False: "readout"}).astype("string")
+        )
     )
     return curves.sort_values(["order", "kind", "step"], kind="stable", ignore_index=True)
 

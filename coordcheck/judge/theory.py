@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import inf, nan
 
 from coordcheck.judge.parametrizations import TABLES, TPV, Table
-from coordcheck.records.schema import UNKNOWN, WEIGHTS
+from coordcheck.records.schema import FIRST, LAST, LOSS, MIDDLE, UNKNOWN, WEIGHTS
 
+COMPLETEP = "CompleteP, arXiv 2505.01618"
 EVERETT = "Everett et al., arXiv 2407.05872"
 NO_CLAIM = "no claim"
 SPECTRAL = "Yang, Simon, Bernstein, arXiv 2310.17813, condition 1"
@@ -64,6 +65,34 @@ def expected(
     return _of_table(table_of(parametrization), role, kind, step, readout, update, heads_grow)
 
 
+def expected_in_depth(module: str, role: str, kind: str) -> Expectation:
+    """The exponents of depth that a curve may have, where each of L blocks adds a share of 1/L to the residual stream.
+
+    What they add together is aligned by training, and keeps its size. At initialization it is a random walk of L^-1/2
+    beside the embedding, and so is what logits owe to it. Modules inside a branch may have their share or not have it
+    yet, depending on where it is multiplied; behind the first block the embedding's change is as large as ever and the
+    block's own has the share.
+
+    Args:
+        module: Named by its place, see :mod:`coordcheck.observe.blocks`.
+        role: "loss" for the loss.
+        kind: Of record.
+    """
+    if role == LOSS or kind not in ("activation", "delta", "effective_update"):
+        return Expectation(-inf, inf, f"{NO_CLAIM} of depth")
+    if kind == "effective_update":
+        return Expectation(0.0, 0.0, f"{COMPLETEP}: every layer's update keeps its size")
+    name = module.partition("[")[0]
+    inside = f"{FIRST}." in module or f"{MIDDLE}." in module
+    if inside or (name.endswith((FIRST, MIDDLE)) and kind == "delta"):
+        return Expectation(
+            -1.0, 0.0, f"{COMPLETEP}: what a branch adds is multiplied by 1/depth, within it or behind it"
+        )
+    if name.endswith(LAST) and kind == "delta":
+        return Expectation(0.0, 0.0, f"{COMPLETEP}: what all branches change together keeps its size")
+    return Expectation(-0.5, 0.0, f"{COMPLETEP}: what branches add at initialization falls beside the embedding")
+
+
 def table_of(parametrization: str) -> Table:
     """The row of a parametrization.
 
@@ -100,9 +129,10 @@ def _of_table(
     # SGD's steps are as small as the gradient that a readout passes on, which one that starts at zero makes smaller
     smaller = table.effective_update(role, update, zero_readout=readout != "constant")
     low, high = sorted((limit, limit if smaller is None else smaller))
-    # what an input's update lacks, those of the layers behind it make up for
-    moved = max(high, 0.0) if kind == "delta" and role != "input" else high
-    return Expectation(low, moved, f"{table.source}: every change of an entry is O(1)")
+    if kind == "delta" and role != "input":
+        # what an input's update lacks, those of the layers behind it make up for, but not at once
+        low, high = min(low, table.effective_update("input", update) or 0.0), max(high, 0.0)
+    return Expectation(low, high, f"{table.source}: every change of an entry is O(1)")
 
 
 def _mup(role: str, kind: str, step: int, readout: str | None, heads_grow: bool) -> Expectation:

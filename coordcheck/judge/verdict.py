@@ -12,8 +12,8 @@ from coordcheck.judge.audit_findings import AuditFinding
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.norms import weight_ranges
 from coordcheck.judge.slopes import MIN_WIDTHS
-from coordcheck.judge.theory import expected
-from coordcheck.records.schema import LOSS, ROOT
+from coordcheck.judge.theory import Expectation, expected, expected_in_depth
+from coordcheck.records.schema import DEPTH, LOSS, ROOT, axis_of
 
 FAILURES = ("nonfinite", "dead", "explodes", "vanishes")
 SEEN = 0.1  # how well a slope shows an exponent that was read
@@ -45,6 +45,10 @@ def judge(
         `slopes` with the columns ``expected_low expected_high verdict`` after the interval, and ``excess``: how far the
         slope lies outside the range and its tolerance (negative inside), and ``source``: who says what was expected.
     """
+    if axis_of(slopes) == DEPTH:
+        names = zip(slopes["module"], slopes["role"], slopes["kind"], strict=True)
+        judged = _with_ranges(slopes, [expected_in_depth(*name) for name in names])
+        return _against_range(judged, gate, _zero_is_due(slopes, _before_zero_logits(slopes, readout)))
     read = _read(parameters)
     update = _common_update(parameters)
     ranges = [
@@ -57,16 +61,9 @@ def judge(
         starts = (slopes["role"] == LOSS) & (slopes["step"] == 0)
         ranges = [replace(r, high=0.0) if start else r for r, start in zip(ranges, starts, strict=True)]
     ranges = weight_ranges(slopes, ranges, parameters)
-    judged = slopes.copy()
-    position = judged.columns.get_loc("ci_high")
-    assert isinstance(position, int)
-    judged.insert(position + 1, "expected_low", [r.low for r in ranges])
-    judged.insert(position + 2, "expected_high", [r.high for r in ranges])
-    judged.insert(position + 3, "verdict", "")
-    sources = [r.source for r in ranges]
     silent = _before_zero_logits(slopes, readout)
     zero_is_due = _zero_is_due(slopes, silent)
-    judged = _against_range(judged, gate, zero_is_due).assign(source=sources)
+    judged = _against_range(_with_ranges(slopes, ranges), gate, zero_is_due)
     multiplied = _multiplied_afterwards(judged, gate.diagnosis.exact, read) + _embedded(judged, read)
     smaller = _small_embeddings(judged, gate, read) + _small_outputs(judged, gate, read)
     larger = _own_part(judged, read, multiplied)
@@ -79,6 +76,17 @@ def judge(
     judged["expected_low"] = judged["expected_low"].mask(decayed, -np.inf)
     judged["source"] = judged["source"].mask(decayed, "no gradient has come here yet: only weight decay moves it")
     return _against_range(judged, gate, zero_is_due)
+
+
+def _with_ranges(slopes: pd.DataFrame, ranges: Sequence[Expectation]) -> pd.DataFrame:
+    """Slopes with what is expected of them, and who says so; the verdicts are open."""
+    judged = slopes.copy()
+    position = judged.columns.get_loc("ci_high")
+    assert isinstance(position, int)
+    judged.insert(position + 1, "expected_low", [r.low for r in ranges])
+    judged.insert(position + 2, "expected_high", [r.high for r in ranges])
+    judged.insert(position + 3, "verdict", "")
+    return judged.assign(source=[r.source for r in ranges])
 
 
 def _own_part(judged: pd.DataFrame, read: pd.DataFrame, told: pd.Series, below: bool = False) -> pd.Series:

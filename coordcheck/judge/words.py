@@ -1,4 +1,4 @@
-"""What JAX users have in the place of what torch users have, in the sentences of findings."""
+"""Sentences of findings in other words: for JAX users, and where depth varies in the place of width."""
 
 import dataclasses
 import re
@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from coordcheck.judge.audit_findings import AuditFinding
 from coordcheck.judge.finding import Finding
+from coordcheck.records.names import over
 
 Told = TypeVar("Told", Finding, AuditFinding)
 
@@ -32,6 +33,11 @@ OF_JAX = (
         "Scale them too, as coordcheck.jax.scale_by_width does.",
     ),
 )
+
+
+def over_axis(finding: Told, axis: str) -> Told:
+    """A finding about widths in the words of what varies."""
+    return dataclasses.replace(finding, cause=over(axis, finding.cause), advice=over(axis, finding.advice))
 
 
 def of_jax(finding: Told) -> Told:

@@ -80,7 +80,7 @@ class ConfiguredCell(Cell):
     def determinants(self) -> dict[str, Any]:  # type: ignore[override]
         """Values of the configuration that bear on numbers, and the text."""
         values = dataclasses.asdict(self.config)
-        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}}
+        numbers = {key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths", "depths", "axis"}}
         return {**numbers, "corpus": self.corpus_sha256}
 
     @cached_property
@@ -121,6 +121,15 @@ class ConfiguredCell(Cell):
         return self.config.parametrization.name not in (Parametrization.mup, Parametrization.sp)
 
     @property
+    def depth_mult(self) -> float:
+        """Depth / base depth, where there is one depth."""
+        return float(getattr(self.config.model, "depth", self.config.base_depth) / self.config.base_depth)
+
+    def in_branches(self, model: nn.Module) -> list[str]:
+        """Names of parameters that stand in residual branches whose number is the depth."""
+        return []
+
+    @property
     def tied(self) -> bool:
         """Whether the readout's weight is the embedding's."""
         return self.config.embedding.name in (Embedding.tied, Embedding.tied_rescaled)
@@ -137,11 +146,11 @@ class ConfiguredCell(Cell):
     def weight_bytes(self, width: int) -> int:
         """Bytes of a model's parameters; what each further block adds is known from one, however many there are."""
         depths = {name: value for name, value in vars(self.config.model).items() if name in DEPTHS and value > FEW}
-        few = self._with_depths(dict.fromkeys(depths, FEW))
+        few = self.with_depths(dict.fromkeys(depths, FEW))
         start = sum(parameter.nbytes for parameter in few.on_meta(width).parameters())
         total = start
         for name, depth in depths.items():
-            more = self._with_depths(dict.fromkeys(depths, FEW) | {name: FEW + 1})
+            more = self.with_depths(dict.fromkeys(depths, FEW) | {name: FEW + 1})
             added = sum(parameter.nbytes for parameter in more.on_meta(width).parameters())
             total += (depth - FEW) * (added - start)
         return total
@@ -149,9 +158,10 @@ class ConfiguredCell(Cell):
     def shallow(self) -> "ConfiguredCell":
         """The same with few blocks."""
         depths = {name: min(value, FEW) for name, value in vars(self.config.model).items() if name in DEPTHS}
-        return self._with_depths(depths)
+        return self.with_depths(depths)
 
-    def _with_depths(self, depths: Mapping[str, int]) -> "ConfiguredCell":
+    def with_depths(self, depths: Mapping[str, int]) -> "ConfiguredCell":
+        """The same with other numbers of blocks, by the name of each in the model's configuration."""
         model = dataclasses.replace(self.config.model, **depths)
         return type(self)(dataclasses.replace(self.config, model=model))
 
@@ -211,7 +221,8 @@ class ConfiguredCell(Cell):
     def optimizer(self, model: nn.Module, width: int) -> torch.optim.Optimizer:
         """An optimizer of its parameters, as the width wants it that the model was built for."""
         width_mult = self._widths.get(model, width) / self.config.base_width
-        return make_optimizer(model, self.config.optimizer, self.config.parametrization.name, self.roles, width_mult)
+        scheme, depth_mults = self.config.parametrization.name, dict.fromkeys(self.in_branches(model), self.depth_mult)
+        return make_optimizer(model, self.config.optimizer, scheme, self.roles, width_mult, depth_mults)
 
     def batch(self, seed: int, device: torch.device) -> Any:
         """Inputs and targets, (B, L) each."""

@@ -1,6 +1,7 @@
 """The families that a configuration can name, and the cell of each."""
 
-from coordcheck.config.schema import CheckConfig, GPTConfig, HFConfig, OwnConfig, PostLNConfig, T5Config
+from coordcheck.config.schema import Axis, CheckConfig, GPTConfig, HFConfig, OwnConfig, PostLNConfig, T5Config
+from coordcheck.models.by_depth import ByDepth
 from coordcheck.models.configured import ConfiguredCell
 from coordcheck.models.gpt import GPTCell
 from coordcheck.models.hf import HFCell
@@ -18,4 +19,7 @@ def make_cell(config: CheckConfig) -> Cell:
         PostLNConfig: PostLNCell,
         HFConfig: HFCell,
     }
-    return OwnCell.configured(config) if isinstance(config.model, OwnConfig) else families[type(config.model)](config)
+    if isinstance(config.model, OwnConfig):
+        return OwnCell.configured(config)
+    cell = families[type(config.model)](config)
+    return ByDepth(cell) if config.axis == Axis.depth else cell

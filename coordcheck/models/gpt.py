@@ -23,24 +23,29 @@ GPT2_STD = 0.02
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, of layers that its arguments make."""
+    """One pre-norm transformer block, of layers that its arguments make; what they add is multiplied."""
 
     def __init__(
         self,
         new_norm: Callable[[], nn.Module],
         new_attention: Callable[[], nn.Module],
         new_feed_forward: Callable[[], nn.Module],
+        multiplier: float = 1.0,
     ):
         super().__init__()
         self.ln_1 = new_norm()
         self.attn = new_attention()
         self.ln_2 = new_norm()
         self.mlp = new_feed_forward()
+        self.multiplier = multiplier
 
     def forward(self, x_BxLxD: Tensor) -> Tensor:
         """Returns the residual stream after the block, (B, L, D)."""
-        x_BxLxD = x_BxLxD + self.attn(self.ln_1(x_BxLxD))
-        return cast(Tensor, x_BxLxD + self.mlp(self.ln_2(x_BxLxD)))
+        x_BxLxD = x_BxLxD + self._multiplied(self.attn(self.ln_1(x_BxLxD)))
+        return x_BxLxD + self._multiplied(self.mlp(self.ln_2(x_BxLxD)))
+
+    def _multiplied(self, y_BxLxD: Tensor) -> Tensor:
+        return y_BxLxD if self.multiplier == 1 else self.multiplier * y_BxLxD
 
 
 class GPT(nn.Module):
@@ -61,6 +66,7 @@ class GPT(nn.Module):
         feed_forward: Kind of :class:`~coordcheck.models.layers.FeedForward`.
         kv_heads: Heads of keys and values; None for `heads`. See :class:`~coordcheck.models.layers.Attention`.
         qk_norm: Whether queries and keys pass through an RMS norm per head.
+        branch_multiplier: Of what each residual branch adds.
 
     Raises:
         ValueError: if an option is unknown or the head counts do not divide what they must.
@@ -83,6 +89,7 @@ class GPT(nn.Module):
         feed_forward: str = "gelu",
         kv_heads: int | None = None,
         qk_norm: bool = False,
+        branch_multiplier: float = 1.0,
     ):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, width)
@@ -92,7 +99,8 @@ class GPT(nn.Module):
             Attention, width, heads, attention_scale, bias, causal=True, kv_heads=kv_heads, qk_norm=qk_norm
         )
         new_feed_forward = partial(FeedForward, width, bias, feed_forward)
-        self.blocks = nn.ModuleList(Block(new_norm, new_attention, new_feed_forward) for _ in range(depth))
+        new_block = partial(Block, new_norm, new_attention, new_feed_forward, branch_multiplier)
+        self.blocks = nn.ModuleList(new_block() for _ in range(depth))
         self.ln_f = new_norm()
         self.lm_head = make_readout(self.wte, tied, mup_multiplier)
 
@@ -142,7 +150,12 @@ class GPTCell(ConfiguredCell):
             feed_forward=model.feed_forward,
             kv_heads=heads // model.queries_per_key,
             qk_norm=model.qk_norm,
+            branch_multiplier=1.0 if self.table.in_depth is None else self.depth_mult**self.table.in_depth.branch,
         )
+
+    def in_branches(self, model: nn.Module) -> list[str]:
+        """All parameters of blocks."""
+        return [name for name, _ in model.named_parameters() if name.startswith("blocks.")]
 
     def rules(self) -> list[Rule]:
         """Fan-in initialization, or GPT-2's.

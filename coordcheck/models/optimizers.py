@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from coordcheck.config.schema import Optimizer, OptimizerConfig, Parametrization
-from coordcheck.judge.parametrizations import TABLES
+from coordcheck.judge.parametrizations import TABLES, InDepth
 from coordcheck.observe.optimizer import Together
 
+LIKE_ADAM = (Optimizer.adam, Optimizer.adamw, Optimizer.lion)  # steps of one size, whatever the gradient's
 FUSED_DEVICES = ("cpu", "cuda")
 SMALLEST_WEIGHT = 1e-3  # root mean square that Adafactor takes a weight to have at least; torch's default
 MUON_STEP = 0.5  # exponent of the operator norm of a step that is as large as AdamW's, 0.2 sqrt(max(fan_in, fan_out))
@@ -45,6 +46,7 @@ def make_optimizer(
     parametrization: Parametrization,
     roles: Mapping[str, str] | None = None,
     width_mult: float = 1.0,
+    depth_mults: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a cell.
 
@@ -59,6 +61,7 @@ def make_optimizer(
         parametrization: Whose learning rates.
         roles: Of parameters, by name; None where all have one learning rate.
         width_mult: width / base width.
+        depth_mults: depth / base depth by parameter, of those that stand in residual branches.
 
     Raises:
         ValueError: if this torch has no such optimizer, or it has no roles to go by.
@@ -73,9 +76,11 @@ def make_optimizer(
             f"optimizer={config.name} has no learning rates for a model with mup's base shapes. "
             f"For example optimizer=adamw, or model.optimizer=my_package.my_module.optimizer."
         )
-    known = {} if roles is None else {parameter: roles[name] for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    known = {} if roles is None else {parameter: roles[name] for parameter, name in names.items()}
+    in_branches = {p: depth_mults[name] for p, name in names.items() if name in depth_mults} if depth_mults else {}
     scheme = Parametrization.sp if parametrization == Parametrization.own else parametrization
-    return optimizer_by_row(groups, config, scheme, known, width_mult)
+    return optimizer_by_row(groups, config, scheme, known, width_mult, in_branches)
 
 
 def optimizer_by_row(
@@ -84,6 +89,7 @@ def optimizer_by_row(
     parametrization: Parametrization,
     roles: Mapping[nn.Parameter, str],
     width_mult: float,
+    depth_mults: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """One of torch's optimizers, with the learning rates of a row.
 
@@ -93,16 +99,18 @@ def optimizer_by_row(
         parametrization: The row.
         roles: Of parameters; none are needed where all have one learning rate, but by Muon.
         width_mult: width / base width.
+        depth_mults: depth / base depth of parameters that stand in residual branches.
 
     Raises:
         ValueError: if this torch has no such optimizer.
     """
 
     def at_rates(some: Sequence[Mapping[str, Any]], update: str) -> list[dict[str, Any]]:
-        return _at_rates(some, roles, parametrization, update, width_mult, config.lr)
+        return _at_rates(some, roles, parametrization, update, width_mult, depth_mults or {}, config)
 
     if config.name != Optimizer.muon:
-        return _torch_optimizer(at_rates(groups, {"adamw": "adam"}.get(config.name, config.name.value)), config)
+        update = "adam" if config.name in LIKE_ADAM else config.name.value
+        return _torch_optimizer(at_rates(groups, update), config)
     hidden = {parameter for parameter, role in roles.items() if role == "hidden" and parameter.dim() == 2}
     parts = [
         [{**group, "params": [p for p in group["params"] if (p in hidden) == of_muon]} for group in groups]
@@ -118,23 +126,27 @@ def _at_rates(
     parametrization: Parametrization,
     update: str,
     width_mult: float,
-    lr: float,
+    depth_mults: Mapping[nn.Parameter, float],
+    config: OptimizerConfig,
 ) -> list[dict[str, Any]]:
-    """Groups split by learning rate; what a step decays, learning rate times weight decay, keeps its size."""
+    """Groups split by learning rate and epsilon; what a step decays, rate times weight decay, keeps its size."""
     table = TABLES[parametrization]
+    in_depth = table.in_depth or InDepth(0.0, {}, 0.0)
     split: list[dict[str, Any]] = []
     for group in groups:
-        parts: dict[float, list[nn.Parameter]] = {}
+        parts: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            role = roles.get(parameter, "")
+            role, depth_mult = roles.get(parameter, ""), depth_mults.get(parameter, 1.0)
             power = table.rate(role, update, table.multiplier(role)) or 0.0
             if update == "muon" and parametrization != Parametrization.sp:
                 power -= MUON_STEP
-            parts.setdefault(power, []).append(parameter)
-        for power, parameters in parts.items():
-            factor = width_mult**power
-            decay = group["weight_decay"] / factor
-            split.append({**group, "params": parameters, "lr": lr * factor, "weight_decay": decay})
+            factor = width_mult**power * depth_mult ** in_depth.rates.get(update, 0.0)
+            epsilon = config.eps * width_mult**table.epsilon * depth_mult**in_depth.epsilon
+            parts.setdefault((factor, epsilon), []).append(parameter)
+        for (factor, epsilon), parameters in parts.items():
+            part = {**group, "params": parameters, "lr": config.lr * factor}
+            part |= {"weight_decay": group["weight_decay"] / factor}
+            split.append(part | ({"eps": epsilon} if update == "adam" and config.name != Optimizer.lion else {}))
     return split
 
 
@@ -149,12 +161,25 @@ def _torch_optimizer(
     if config.name == Optimizer.adafactor:
         return torch.optim.Adafactor(groups, lr=config.lr, eps=(config.eps, SMALLEST_WEIGHT))
     made: torch.optim.Optimizer
+    if config.name == Optimizer.lion:
+        made = _lion()(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]))
+        return made
     if config.name == Optimizer.sgd:
         made = sgd(groups, lr=config.lr, momentum=config.momentum, fused=fused)
         return made
     kind = adamw if config.name == Optimizer.adamw else adam
     made = kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=fused)
     return made
+
+
+def _lion() -> Any:
+    try:
+        from lion_pytorch import Lion
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "optimizer=lion needs lion-pytorch, which is not installed. For example pip install 'coordcheck[lion]'."
+        ) from error
+    return Lion
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:

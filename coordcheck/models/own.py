@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.config.load import default_optimizer_config
-from coordcheck.config.schema import NO_NUMBERS, CheckConfig, DataConfig, OptimizerConfig, OwnConfig, Parametrization
+from coordcheck.config.schema import (
+    NO_NUMBERS,
+    Axis,
+    CheckConfig,
+    DataConfig,
+    OptimizerConfig,
+    OwnConfig,
+    Parametrization,
+)
 from coordcheck.models.given import Builder, Built, check_functions, usable_optimizer
 from coordcheck.models.optimizers import make_optimizer
 from coordcheck.models.text import Corpus, load_corpus
+from coordcheck.observe.blocks import growing_lists
 from coordcheck.observe.roles import infshapes, roles, shapes
+from coordcheck.records.schema import AXIS, DEPTH, WIDTH
 from coordcheck.run.cell import META, Cell
 from coordcheck.run.device import generator_states, to_device
 from coordcheck.run.loss import default_loss
@@ -40,6 +50,7 @@ class OwnCell(Cell):
         name: Of the model, for reports; None for that of `build`.
         determinants: What its numbers depend on besides the functions; JSON-serializable.
         trained: Whether its models will be trained; an audit only looks.
+        axis: "width", or "depth" where the widths are numbers of blocks.
 
     Raises:
         ValueError: if one is no function, parameter names differ between widths, or nothing grows with width.
@@ -58,6 +69,7 @@ class OwnCell(Cell):
         name: str | None = None,
         determinants: Mapping[str, Any] | None = None,
         trained: bool = True,
+        axis: str = WIDTH,
     ):
         check_functions(build, optimizer, loss, batch)
         self._function = build
@@ -70,11 +82,14 @@ class OwnCell(Cell):
         self.cross_entropy = loss is None
         self.draws = None
         self.drew = False
-        self.roles = self._roles(sorted(widths))
-        smallest = min(widths)
+        smallest, largest = min(widths), max(widths)
+        if axis == DEPTH:
+            self.lists = growing_lists(self.on_meta(smallest), self.on_meta(largest))
+        self.roles = {} if self.lists else self._roles(sorted(widths))
         self.columns = {
             "model": getattr(build, "__qualname__", type(build).__name__) if name is None else name,
             "optimizer": _describe(self._any_optimizer(smallest)),
+            **({AXIS: DEPTH} if self.lists else {}),
         }
         self.determinants = {**(determinants or {}), "cell": self.columns, "source": source_hash()}
 
@@ -106,7 +121,9 @@ class OwnCell(Cell):
         """
         model = config.model
         assert isinstance(model, OwnConfig)
-        build = import_build(model.build, model.args, min(config.widths))
+        by_depth = config.axis == Axis.depth
+        widths = config.depths if by_depth else config.widths
+        build = import_build(model.build, model.args, min(widths))
         corpus = None if model.batch is not None else load_corpus(config.data)
         values = dataclasses.asdict(config)
         arguments = (f"{name}={value}" for name, value in model.args.items())
@@ -115,9 +132,10 @@ class OwnCell(Cell):
             _TextBatch(config.data, model.inputs) if model.batch is None else import_dotted("batch", model.batch),
             _optimizer(config.optimizer) if model.optimizer is None else import_dotted("optimizer", model.optimizer),
             None if model.loss is None else import_dotted("loss", model.loss),
-            config.widths,
+            widths,
             name=" ".join([model.build, *arguments]),
-            determinants={key: value for key, value in values.items() if key not in NO_NUMBERS | {"widths"}},
+            determinants={k: value for k, value in values.items() if k not in NO_NUMBERS | {"widths", "depths"}},
+            axis=config.axis,
         )
         cell.corpus_sha256 = None if corpus is None else corpus.sha256
         return cell

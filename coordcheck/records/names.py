@@ -3,6 +3,8 @@
 Torch takes any string for a module's name, and a stored frame holds whatever somebody wrote.
 """
 
+import re
+
 LONGEST = 4000  # characters of a sentence that are shown
 LONGEST_NAME = 160  # of a name in a table or a picture
 LONGEST_VALUE = 100  # of a value in a message
@@ -23,6 +25,20 @@ def printable(text: object, most: int = LONGEST) -> str:
     if said.isprintable():
         return said
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)
+
+
+def over(axis: str, sentence: str) -> str:
+    """A sentence about widths as one about another axis.
+
+    >>> over("depth", "its output grows like width^+0.42; the widest of widths [2, 4] is not narrow")
+    'its output grows like depth^+0.42; the deepest of depths [2, 4] is not shallow'
+    """
+    return sentence if axis == "width" else re.sub(_WORDS, lambda found: _IN_DEPTH[found[0]], sentence)
+
+
+_IN_DEPTH = {"width": "depth", "widths": "depths", "width_mult": "depth_mult", "wide": "deep", "wider": "deeper"}
+_IN_DEPTH |= {"widest": "deepest", "narrow": "shallow", "narrower": "shallower", "narrowest": "shallowest"}
+_WORDS = rf"\b({'|'.join(_IN_DEPTH)})\b"
 
 
 def shown(value: object, most: int = LONGEST_VALUE) -> str:

@@ -18,6 +18,8 @@ WEIGHTS = ("weight", "update")  # the kinds that are of parameters alone, and wh
 ROOT = "(model)"  # stands for the name of the whole model, which torch leaves empty
 
 
+AXIS, WIDTH, DEPTH = "axis", "width", "depth"  # the cell's column that says what the column width holds, if not width
+FIRST, MIDDLE, LAST = "(first)", "(middle)", "(last)"  # stand for the number of a block in records over depths
 LOSS, LOSS_MODULE = "loss", "(loss)"  # the role of the loss, and what stands for its module
 UNKNOWN = "unknown"  # that of a parameter whose weight or update was recorded without saying what it is
 CLASSES = "classes"  # the name, among the attrs of a frame, of how many the last readout tells apart
@@ -59,6 +61,11 @@ def cell_columns(frame: "pd.DataFrame") -> list[str]:
     """The columns of `frame`, records or slopes, that say which cell: all that stand before the known ones."""
     known = {*RECORD_COLUMNS, *ADDED_COLUMNS, "slope"}
     return [name for name in frame.columns[: next(i for i, c in enumerate(frame.columns) if c in known)]]
+
+
+def axis_of(frame: "pd.DataFrame") -> str:
+    """What the column ``width`` of records or slopes holds: "width", or "depth"."""
+    return DEPTH if AXIS in cell_columns(frame) and bool((frame[AXIS] == DEPTH).all()) else WIDTH
 
 
 def check_records(records: "pd.DataFrame", *, losses: bool = False) -> "pd.DataFrame":

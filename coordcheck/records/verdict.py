@@ -59,6 +59,7 @@ VERDICT_SCHEMA = {
                 "saw": {"type": ["boolean", "null"]},
                 "evidence": _TEXT,
                 "undecided": {"type": "boolean"},
+                "axis": {"enum": ["width", "depth"]},
             },
         },
         "audit": {
@@ -66,7 +67,7 @@ VERDICT_SCHEMA = {
             "required": ["widths", "expect"],
             "properties": {
                 "widths": _WIDTHS,
-                "expect": {"enum": ["mup", "sp", "sp_full_align", "ntk", "mean_field", "umup"]},
+                "expect": {"enum": ["mup", "sp", "sp_full_align", "ntk", "mean_field", "umup", "completep"]},
                 "sha256": _TEXT,
             },
         },

@@ -15,7 +15,7 @@ from coordcheck.judge.audit import AUDIT_FAULTS, AuditResult
 from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.records.files import RECORDS, REPORT_PAGE, REPORT_PICTURE, REPORT_TEXT, SLOPES, VERDICT
-from coordcheck.records.names import LONGEST, LONGEST_NAME, printable
+from coordcheck.records.names import LONGEST, LONGEST_NAME, over, printable
 from coordcheck.report.markdown import gate_sentence, unaudited
 from coordcheck.report.tables import WORST, audit_rows, audit_sentences, worst_curves
 
@@ -124,7 +124,7 @@ def _circumstances(check: Judgement, verbose: bool) -> Iterator[tuple[str, str, 
     twin = "" if control.saw is None else f"{control.twin}: "
     yield "Control", f"{twin}{outcome}", "" if control.saw else "yellow"
     if initial_loss := InitialLoss.of(check.records):
-        yield "Initial loss", initial_loss.numbers(), ""
+        yield "Initial loss", over(check.axis, initial_loss.numbers()), ""
     if check.audit is not None:
         warnings = [finding for finding, _ in check.audit.grouped_findings() if finding.verdict not in AUDIT_FAULTS]
         yield "Audit", check.audit.sentence(), STYLES[check.audit.verdict]

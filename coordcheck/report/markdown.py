@@ -12,6 +12,7 @@ from coordcheck.judge.judgement import Judgement
 from coordcheck.judge.loss import InitialLoss
 from coordcheck.judge.ruling import Ruling
 from coordcheck.records.files import AUDIT_PICTURE, AUDIT_TEXT, REPORT_PICTURE
+from coordcheck.records.names import over
 from coordcheck.report.tables import (
     alignment_rows,
     audit_rows,
@@ -37,8 +38,8 @@ def check_markdown(check: Judgement) -> str:
         in_markdown(check.control),
         *(["", in_markdown(rerun)] if (rerun := check.rerun_sentence()) else []),
         *(["", in_markdown(gate)] if gate else []),
-        *(["", in_markdown(initial_loss)] if initial_loss else []),
-        *parameters_section(check.config.get(PARAMETERS, {})),
+        *(["", in_markdown(over(check.axis, str(initial_loss)))] if initial_loss else []),
+        *parameters_section(check.config.get(PARAMETERS, {}), check.axis),
         *(["", *map(in_markdown, check.skipped)] if check.skipped else []),
         "",
         f"![curves and slopes]({REPORT_PICTURE})",
@@ -77,13 +78,13 @@ def gate_sentence(check: Judgement) -> str:
     return f"{source}The gate is not the default one: {said}."
 
 
-def parameters_section(counts: Mapping[str, int]) -> list[str]:
+def parameters_section(counts: Mapping[str, int], axis: str = "width") -> list[str]:
     """Lines on the size of the models; none for records of unknown models.
 
     >>> parameters_section({"64": 904_320, "1024": 42_012_672})
     ['', 'Parameters: 0.904 M (width 64) to 42 M (width 1024).']
     """
-    sizes = " to ".join(f"{count / 1e6:.3g} M (width {width})" for width, count in counts.items())
+    sizes = " to ".join(f"{count / 1e6:.3g} M ({axis} {width})" for width, count in counts.items())
     return ["", in_markdown(f"Parameters: {sizes}.")] if sizes else []
 
 

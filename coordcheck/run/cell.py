@@ -14,6 +14,11 @@ from torch import Tensor, nn
 META = torch.device("meta")
 
 
+def cost(width: int) -> float:
+    """Relative time of a run at a width: matrices grow like width^2, the rest hardly."""
+    return 1.0 + (width / 128) ** 2
+
+
 class Cell(ABC):
     """What a check needs to know of a cell.
 
@@ -29,6 +34,7 @@ class Cell(ABC):
         shares: Whether models have a module in common, whose hooks would record the runs of all of them.
         readout: The readout's init where it is known what it should be.
         corpus_sha256: Hash of the text, where there is one.
+        lists: Names of the lists of blocks in its models, where what varies is not their width but their depth.
     """
 
     columns: Mapping[str, str]
@@ -41,6 +47,7 @@ class Cell(ABC):
     shares: bool = False
     readout: str | None = None
     corpus_sha256: str | None = None
+    lists: tuple[str, ...] = ()
 
     @abstractmethod
     def on_meta(self, width: int) -> nn.Module:
@@ -74,6 +81,10 @@ class Cell(ABC):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar to minimize."""
 
+    def cost(self, width: int) -> float:
+        """Relative time of a run, the same on every machine."""
+        return float(width) if self.lists else cost(width)
+
     def tried_out(self, drew: bool) -> None:
         """Told once that runs took place, and whether they drew random numbers, or might in a backward pass."""
         self.draws = bool(self.draws) or drew
@@ -88,4 +99,8 @@ class Cell(ABC):
 
     def in_sp(self) -> "Cell | None":
         """The twin in standard parametrization; None where it is not known how to make one."""
+        return None
+
+    def plain(self) -> "Cell | None":
+        """Of a model whose residual branches are multiplied by a power of depth, the twin that lacks it; else None."""
         return None

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from coordcheck.observe.blocks import by_place
 from coordcheck.records.store import RunStore, code_hash, current_versions
 from coordcheck.run.cell import Cell
 from coordcheck.run.device import release
@@ -225,7 +226,9 @@ def train_one(
             batch = cell.batch(seed if batch_seed is None else batch_seed, plan.device) if train is None else None
         of = {"width": width, "seed": seed}
         if train is None:
-            records = run(model, optimizer, batch, cell.loss, plan, **of, roles=cell.roles, stop=stop)
+            recorded = replace(plan, modules=None) if cell.lists else plan
+            records = run(model, optimizer, batch, cell.loss, recorded, **of, roles=cell.roles, stop=stop)
+            records = by_place(records, model, cell.lists, plan.modules) if cell.lists else records
         else:
             records = train(model, optimizer, width, seed)
     except (RuntimeError, MemoryError) as error:

@@ -194,11 +194,11 @@ class RunQueue:
         at_a_time = None if engine.queues else self.workers
         try:
             with _progress() as progress:
-                bar = progress.add_task(self.title, total=sum(cost(width) for width, _ in runs), run="")
+                bar = progress.add_task(self.title, total=sum(self.cell.cost(width) for width, _ in runs), run="")
                 working = partial(_tell, progress, bar)
                 for run, outcome in spread(engine.executor(self.workers), call, runs, at_a_time, working, tries):
                     self._take(run, outcome)
-                    progress.advance(bar, cost(run[0]))
+                    progress.advance(bar, self.cell.cost(run[0]))
         except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
             self._stop.set()
             engine.stop()
@@ -309,13 +309,13 @@ def finish_together(queues: Sequence[RunQueue], title: str) -> None:
     left = [(queue, run) for queue in queues for run in queue.left()]
     left.sort(key=lambda entry: -entry[1][0])
     with _progress() as progress, ThreadPoolExecutor(queues[0].workers) as pool:
-        bar = progress.add_task(title, total=sum(cost(width) for _, (width, _) in left), run="")
+        bar = progress.add_task(title, total=sum(queue.cell.cost(width) for queue, (width, _) in left), run="")
         futures = {pool.submit(queue._outcome, *run): (queue, run) for queue, run in left}
         try:
             for future in as_completed(futures):
                 queue, run = futures[future]
                 queue._take(run, future.result())
-                progress.advance(bar, cost(run[0]))
+                progress.advance(bar, queue.cell.cost(run[0]))
                 _tell(progress, bar, [run for going, (_, run) in futures.items() if going.running()])
         except BaseException:  # Ctrl-C too: whatever ends this ends the other runs, and is raised again
             for queue in queues:
@@ -383,11 +383,6 @@ def announce(queues: Sequence[RunQueue]) -> None:
         name = f"{devices} {name}" if devices > 1 else name
         count = sum(len(runs) for runs, _ in estimates)
         print(Estimate(seconds, count, queues[0].workers, needed, available, name), file=sys.stderr, flush=True)
-
-
-def cost(width: int) -> float:
-    """Relative time of a run, the same on every machine: matrices grow like width^2, the rest hardly."""
-    return 1.0 + (width / 128) ** 2
 
 
 def _progress() -> Progress:

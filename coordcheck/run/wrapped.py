@@ -23,6 +23,7 @@ class Wrapped(Cell):
         self.determinants = {**cell.determinants, **determinants}
         self.cross_entropy = cell.cross_entropy
         self.readable = cell.readable
+        self.lists = cell.lists
 
     @property
     def roles(self) -> Mapping[str, str]:  # type: ignore[override]

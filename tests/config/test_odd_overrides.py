@@ -69,7 +69,7 @@ ODD = {
         ("model=gtp", r"`model` is one of \['flax', 'gpt', 'hf', 'own', 'post_ln', 't5'\]; got 'gtp'.*model=gpt"),
         ("model=GPT", r"`model` is one of .*got 'GPT'"),
         ("model=hf_schema", "`model.name`|`model`"),
-        ("optimizer=lion", r"`optimizer` is one of .*; got 'lion'"),
+        ("optimizer=tiger", r"`optimizer` is one of .*; got 'tiger'"),
         ("data=http://example.org", r"`data` is one of|cannot be read"),
         ("gate=strict", r"`gate` is one of .*; got 'strict'"),
         ("executor=procs", r"`executor` is one of .*'submitit'.*; got 'procs'. For example executor=processes"),

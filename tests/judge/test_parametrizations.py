@@ -74,7 +74,7 @@ def test_adafactor_goes_by_the_weight_that_is_there():
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("ntk", 0.0), ("sp_full_align", 0.0), ("mean_field", -0.5), ("umup", -0.5)]
+    ("name", "start"), [("ntk", 0.0), ("sp_full_align", 0.0), ("mean_field", -0.5), ("umup", -0.5), ("completep", -0.5)]
 )
 def test_logits_start_as_the_row_makes_them(name, start):
     at_start = expected(name, "readout", "activation", 0, "constant")
@@ -101,7 +101,8 @@ def test_a_readout_at_zero_passes_less_on_to_sgd():
 def test_an_input_of_umup_may_move_less():
     for kind in ("delta", "effective_update"):
         assert expected("umup", "input", kind, 1).high == -0.5
-    assert expected("umup", "hidden", "delta", 1).high == 0.0
+    behind = expected("umup", "hidden", "delta", 1)
+    assert (behind.low, behind.high) == (-0.5, 0.0)
     assert math.isinf(expected("umup", "hidden", "delta", 1, update="sgd").high)
 
 

@@ -1,6 +1,8 @@
 """Rows of parametrizations applied to a model: the same training where the sources say so, and what the audit reads."""
 
 import itertools
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from coordcheck.config.load import load
 from coordcheck.judge.parametrizations import TABLES
 from coordcheck.models.families import make_cell
 
-SMALL = ["model.depth=1", "data.batch=2", "data.context=8", "data.vocab_size=64", "data=zipf", "base_width=32"]
+DATA = ["data.batch=2", "data.context=8", "data.vocab_size=64", "data=zipf"]
+SMALL = ["model.depth=1", "base_depth=1", "base_width=32", *DATA]
 CPU = torch.device("cpu")
 MUON = hasattr(torch.optim, "Muon")  # from torch 2.9 on
 needs_muon = pytest.mark.skipif(not MUON, reason="this torch has no Muon")
+needs_lion = pytest.mark.skipif(not find_spec("lion_pytorch"), reason="not installed: pip install 'coordcheck[lion]'")
 muon = pytest.param("muon", marks=needs_muon)
 
 
@@ -36,7 +40,7 @@ def trained(scheme, optimizer, width, steps=4):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor", muon])
-@pytest.mark.parametrize("pair", [("mup", "mean_field"), ("sp_full_align", "ntk")], ids="-".join)
+@pytest.mark.parametrize("pair", [("mup", "mean_field"), ("sp_full_align", "ntk"), ("mup", "completep")], ids="-".join)
 def test_rows_that_differ_by_a_shift_are_the_same_training(pair, optimizer):
     """(a+t, b-t, c-t) for Adam, c-2t for SGD; muP is the mup package's own under these two."""
     first, second = (trained(scheme, optimizer, 96) for scheme in pair)
@@ -60,8 +64,9 @@ def test_wider_they_are_not():
     ("scheme", "optimizer"),
     [
         *[("ntk", "adam"), ("ntk", "sgd"), ("mup", "adafactor"), ("mean_field", "adafactor")],
-        *[("umup", "adamw"), ("sp_full_align", "sgd")],
+        *[("umup", "adamw"), ("sp_full_align", "sgd"), ("completep", "adam")],
         *[pytest.param(scheme, "muon", marks=needs_muon) for scheme in ("mup", "mean_field")],
+        *[pytest.param(scheme, "lion", marks=needs_lion) for scheme in ("mup", "umup", "completep")],
     ],
 )
 def test_the_audit_reads_a_row_as_it_was_written(scheme, optimizer):
@@ -105,6 +110,55 @@ def test_muon_trains_hidden_matrices_and_adamw_the_rest():
     assert held["blocks.0.attn.q.weight"]["lr"] == pytest.approx(1e-3 / 2)
     assert held["blocks.0.attn.q.weight"]["weight_decay"] == pytest.approx(0.2)
     assert held["lm_head.weight"]["lr"] == held["ln_f.weight"]["lr"] == 1e-3
+
+
+def test_completep_multiplies_branches_and_scales_what_stands_in_them():
+    """arXiv 2505.01618, table 1 with alpha 1: depth 4 of base depth 1, width 64 of base width 32."""
+    deep = ["model.depth=4", "optimizer.eps=1e-8", "model.bias=true"]
+    cell = make_cell(config("completep", "adamw", *deep))
+    model = cell.build(64, 0, CPU)
+    x = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(0))
+    block = model.blocks[2]
+    after = x + block.attn(block.ln_1(x)) / 4
+    assert torch.allclose(block(x), after + block.mlp(block.ln_2(after)) / 4)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    held = {names[p]: group for group in cell.optimizer(model, 64).param_groups for p in group["params"]}
+    assert held["blocks.3.mlp.fc.weight"]["lr"] == pytest.approx(1e-3 / 2)
+    assert held["blocks.3.mlp.fc.bias"]["lr"] == held["ln_f.weight"]["lr"] == held["wte.weight"]["lr"] == 1e-3
+    epsilons = {name: group["eps"] * 1e8 for name, group in held.items()}
+    assert epsilons["blocks.3.mlp.fc.weight"] == epsilons["blocks.0.ln_1.weight"] == pytest.approx(1 / 2 / 4)
+    assert epsilons["wte.weight"] == epsilons["lm_head.weight"] == epsilons["ln_f.bias"] == pytest.approx(1 / 2)
+
+
+def test_under_sgd_rates_make_up_for_the_multiplier_of_branches():
+    cell = make_cell(config("completep", "sgd", "model.depth=4"))
+    model = cell.build(32, 0, CPU)
+    rates = {p: group["lr"] for group in cell.optimizer(model, 32).param_groups for p in group["params"]}
+    assert rates[model.blocks[0].attn.q.weight] == pytest.approx(0.4) and rates[model.wte.weight] == 0.1
+
+
+@needs_lion
+def test_lion_has_the_rates_of_adam():
+    """Its step is the sign of a mean gradient: a size that no gradient changes, as Adam's (arXiv 2302.06675)."""
+    cell = make_cell(config("mup", "lion", "optimizer.weight_decay=0.1"))
+    model = cell.build(128, 0, CPU)
+    optimizer = cell.optimizer(model, 128)
+    before = model.blocks[0].mlp.fc.weight.detach().clone()
+    cell.loss(model, cell.batch(0, CPU)).backward()
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    step = (model.blocks[0].mlp.fc.weight.detach() - before).abs()
+    assert all("eps" not in group for group in optimizer.param_groups)
+    assert type(optimizer).__name__ == "Lion" and step.max().item() == pytest.approx(3e-4 / 4, rel=1e-2)
+    assert (step[step > 0] > 0.99 * step.max()).all()
+
+
+def test_without_lion_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lion_pytorch", None)
+    cell = make_cell(config("sp", "lion"))
+    with pytest.raises(ValueError, match=r"optimizer=lion needs lion-pytorch.*pip install 'coordcheck\[lion\]'"):
+        cell.optimizer(cell.build(32, 0, CPU), 32)
 
 
 def test_without_muon_in_torch_it_is_said(monkeypatch):

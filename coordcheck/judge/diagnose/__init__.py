@@ -15,11 +15,12 @@ from coordcheck.config.schema import GateConfig
 from coordcheck.judge.audit import AuditResult
 from coordcheck.judge.diagnose.check import gentle, harness, motionless
 from coordcheck.judge.diagnose.curves import growing_heads, origins, with_drift, with_the_loss
+from coordcheck.judge.diagnose.depth import fault_in_depth
 from coordcheck.judge.diagnose.evidence import Evidence
 from coordcheck.judge.diagnose.parameters import audited
 from coordcheck.judge.finding import Finding
 from coordcheck.judge.undecided import undecided, weights
-from coordcheck.records.schema import independent
+from coordcheck.records.schema import DEPTH, axis_of, independent
 
 
 def diagnose(
@@ -45,10 +46,11 @@ def diagnose(
     evidence = Evidence(gate, records, judged, audit, seen)
     if runs_differ := harness(evidence):
         return [runs_differ]
-    known = [*audited(evidence)]
+    in_depth = axis_of(records) == DEPTH
+    known = fault_in_depth(evidence) if in_depth else [*audited(evidence)]
     # memory that nothing wrote may hold anything: no curve, however large or still, tells of anything else
     garbage = any(finding.quantity is not None and finding.quantity.name == "writes" for finding in known)
-    if not garbage:
+    if not garbage and not in_depth:
         known += growing_heads(evidence)
         known += origins(evidence, known)
     found = [with_the_loss(finding, evidence) for finding in known]

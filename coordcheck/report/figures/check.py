@@ -83,7 +83,7 @@ def draw_curves(
             recorded = (check.records["kind"] == kind) & (check.records["step"] == step)
             draw_panel(axes, check.records[recorded], of_panel, colours)
             axes.set_title(f"{kind}, step {step}", fontsize=10, y=1.0)
-            axes.set_xlabel("width" if row == len(kinds) - 1 else "")
+            axes.set_xlabel(check.axis if row == len(kinds) - 1 else "")
             axes.tick_params(labelbottom=row == len(kinds) - 1, labelleft=not drawn)
             drawn.append(axes)
         if drawn:
@@ -91,10 +91,11 @@ def draw_curves(
             drawn[0].set_ylabel("spectral norm" if kind in WEIGHTS else "mean |entry| (l1)")
     free += [grid[len(kinds), column] for column in range(len(steps) * _rows_below(check))]
     if colours and free:
-        draw_legend(figure.add_subplot(free.pop(0)), colours, whole=shown["module"].nunique() >= len(colours))
+        whole = shown["module"].nunique() >= len(colours)
+        draw_legend(figure.add_subplot(free.pop(0)), colours, whole, check.axis)
     if LOSS_MODULE in set(check.slopes["module"]) and free:
         beside = free.pop(0).subgridspec(1, 2, width_ratios=(4, 1))  # room for what its neighbour's scale says
-        draw_loss(figure.add_subplot(beside[0]), check.records[check.records["module"] == LOSS_MODULE])
+        draw_loss(figure.add_subplot(beside[0]), check.records[check.records["module"] == LOSS_MODULE], check.axis)
 
 
 def _rows_below(check: Judgement) -> int:

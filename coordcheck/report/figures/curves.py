@@ -15,7 +15,7 @@ from coordcheck.records.schema import sizes
 from coordcheck.report.figures.style import MARKS, SMALL, background, depth_colours, ink, plain
 
 LABELLED = 3
-IN_LEGEND, IN_PANEL = 6, 28  # names in a legend; characters of a name that fit into a panel
+IN_LEGEND, IN_CORNER, IN_PANEL = 6, 34, 28  # names in a legend; characters of a name that fit there, and in a panel
 HUGE = 1e100
 LINE_HEIGHT = 1.35  # distance of lines of text, in sizes of the font
 
@@ -102,18 +102,18 @@ def make_headroom(axes: Axes, share: float) -> None:
         axes.set_ylim(low, high * (high / low) ** share)
 
 
-def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]], whole: bool = True) -> None:
+def draw_legend(axes: Axes, colours: Mapping[str, tuple[float, ...]], whole: bool = True, axis: str = "width") -> None:
     """Fills a panel with what lines and colours mean; not `whole` where some modules have no line."""
     axes.axis("off")
     modules = list(colours)
     picked = [modules[i] for i in np.unique(np.linspace(0, len(modules) - 1, IN_LEGEND).round().astype(int))]
-    _legend_of(axes, {plain(module).strip() or "(no name)": colours[module] for module in picked})
+    _legend_of(axes, {plain(module, IN_CORNER).strip() or "(no name)": colours[module] for module in picked})
     lines = "one line per module" if whole else "the worst of each row on the right"
-    axes.get_legend().set_title(f"{lines},\ncoloured by depth:")  # type: ignore[union-attr]
+    axes.get_legend().set_title(f"{lines},\nfrom input to output:")  # type: ignore[union-attr]
     axes.text(
         0.02,
         0.02,
-        "line: geometric mean over seeds\nband: smallest to largest seed\nlabel: slope, the exponent of width",
+        f"line: geometric mean over seeds\nband: smallest to largest seed\nlabel: slope, the exponent of {axis}",
         transform=axes.transAxes,
         fontsize=SMALL + 1,
         va="bottom",
@@ -129,8 +129,8 @@ def _legend_of(axes: Axes, colours: Mapping[str, tuple[float, ...]], place: str 
         text.set_color(ink(colour))
 
 
-def draw_loss(axes: Axes, records: pd.DataFrame) -> None:
-    """The loss against width, one line per step."""
+def draw_loss(axes: Axes, records: pd.DataFrame, axis: str = "width") -> None:
+    """The loss against width or depth, one line per step."""
     curves = records.assign(module=[f"step {step}" for step in records["step"]])
     colours = depth_colours([f"step {step}" for step in sorted(records["step"].unique())])
     lines = draw_lines(axes, curves, colours)
@@ -143,4 +143,4 @@ def draw_loss(axes: Axes, records: pd.DataFrame) -> None:
     box = axes.get_legend().get_frame()  # type: ignore[union-attr]
     box.set(visible=True, facecolor=background(), edgecolor="none", alpha=0.8)
     axes.set_title("loss", fontsize=10, y=1.0)
-    axes.set_xlabel("width")
+    axes.set_xlabel(axis)

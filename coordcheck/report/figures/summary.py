@@ -43,13 +43,14 @@ def summary_figure(checks: Mapping[str, Judgement], grid: Sequence[Sequence[str 
                 panels[r, c].axis("off")
             else:
                 draw_summary_panel(panels[r, c], label, checks[label])
-                panels[r, c].set_xlabel("width" if r == rows - 1 else "")
+                panels[r, c].set_xlabel(checks[label].axis if r == rows - 1 else "")
         panels[r, 0].set_ylabel("mean |entry| (l1)")
     make_headroom(panels[0, 0], 0.33)
     tally = pd.Series([check.verdict for check in checks.values()]).value_counts()
+    axes = dict.fromkeys(check.axis for check in checks.values())
     counted = ", ".join(f"{count} {name}" for name, count in tally.items())
     figure.suptitle(
-        f"{counted}\nsizes against width: outputs and their changes are good where they are flat\n"
+        f"{counted}\nsizes against {' and '.join(axes)}: outputs and their changes are good where they are flat\n"
         "one line per module, dark input to bright output; thick and red: where a fault starts",
         fontsize=11,
         y=1 - 0.1 / height,

@@ -123,7 +123,7 @@ def specification(check: Judgement, slopes: pd.DataFrame) -> dict[str, Any]:
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "data": {"values": curves},
         "params": _filters(curves),
-        "hconcat": [_heat_map(slopes), _lines(sorted(int(width) for width in check.records["width"].unique()))],
+        "hconcat": [_heat_map(slopes), _lines(check)],
         "resolve": {"legend": {"color": "shared"}},
         "config": {"font": "system-ui, sans-serif", "view": {"stroke": None}},
     }
@@ -158,18 +158,19 @@ def _heat_map(slopes: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _lines(widths: Sequence[int]) -> dict[str, Any]:
+def _lines(check: Judgement) -> dict[str, Any]:
     """A line for each curve that is chosen."""
+    widths = sorted(int(width) for width in check.records["width"].unique())
     return {
         "transform": [{"filter": CHOSEN}, {"filter": {"param": "picked"}}, {"flatten": ["points"], "as": ["point"]}],
         "width": 520,
         "height": 420,
-        "title": {"text": "Size against width", "anchor": "start"},
+        "title": {"text": f"Size against {check.axis}", "anchor": "start"},
         "encoding": {
             "x": {
                 "field": "point.width",
                 "type": "quantitative",
-                "title": "width",
+                "title": check.axis,
                 "scale": {"type": "log", "base": 2, "domain": [widths[0], widths[-1]]},
                 "axis": {"values": [*widths], "format": "d", "grid": False},
             },
