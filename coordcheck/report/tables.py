@@ -79,15 +79,16 @@ def audit_rows(audit: AuditResult) -> pd.DataFrame:
 def differing_sizes(audits: Mapping[str, AuditResult | None]) -> pd.DataFrame:
     """Initial sizes in which checks differ by a constant, which no slope shows: std√fan_in, a column for each check.
 
-    Parameters of blocks share a row (``*`` is a number), and so do others of the same sizes.
+    Parameters of blocks share a row (``*`` is a number), and so do others of the same sizes. What a check's model does
+    not have is empty.
     """
     sizes = {}
     for label, audit in audits.items():
         if audit is not None:
             families = audit.parameters["parameter"].str.replace(r"(?<![^.])\d+(?![^.])", "*", regex=True)
             sizes[label] = audit.parameters["std_fan_in"].groupby(families, sort=False).median()
-    told = pd.DataFrame(sizes).dropna(how="any")
-    told = told[told.max(axis=1) > APART * told.min(axis=1)].map("{:.2f}".format)
+    told = pd.DataFrame(sizes)
+    told = told[told.max(axis=1) > APART * told.min(axis=1)].map(lambda size: "" if size != size else f"{size:.2f}")
     rows = [
         {"std√fan_in": str(group.index[0]) + (f" and {len(group) - 1} more" if len(group) > 1 else ""), **group.iloc[0]}
         for _, group in told.groupby(list(told.columns), sort=False)

@@ -143,6 +143,8 @@ def test_cells_that_no_slope_tells_apart_are_told_apart_by_their_initial_sizes(g
 
     audits = {str(of): Audit.from_parameters(parameters(of), [32, 64, 128], "sp", 0.1) for of in (1.0, 0.5)}
     sizes = differing_sizes(audits | {"none": None})
+    other = Audit.from_parameters(parameters(1.0).assign(parameter=list("abcdefgh")), [32, 64, 128], "sp", 0.1)
+    assert differing_sizes(audits | {"other": other})["other"].tolist() == [""]
     assert sizes.columns.tolist() == ["std√fan_in", "1.0", "0.5"]
     ((name, whole, half),) = sizes.to_numpy().tolist()
     assert name == "blocks.*.weight"
