@@ -282,7 +282,7 @@ def test_a_bf16_check_sees_the_same(tmp_path):
     assert checked(tmp_path, "precision=bf16", "parametrization=sp", "control=false").verdict == "fail"
 
 
-@pytest.mark.parametrize(("optimizer", "seeds"), [("adamw", 5), ("sgd", 16)])  # SGD's slopes differ more
+@pytest.mark.parametrize(("optimizer", "seeds"), [("adamw", 12), ("sgd", 16)])  # enough whatever the text
 def test_other_optimizers_pass_in_mup_and_fail_in_standard_parametrization(tmp_path, optimizer, seeds):
     in_mup = checked(tmp_path, f"optimizer={optimizer}", f"seeds={seeds}")
     assert in_mup.verdict == "pass", in_mup.findings

@@ -23,7 +23,7 @@ def test_both_checks_are_on_one_page_and_the_exit_code_is_that_after(
         for of in (power(1.0, 0.01), power(exponent, 0.01 if exponent else 0.5))
     )
     result = Cured(Cure.from_dict(TABLE), before, after, SimpleNamespace())
-    monkeypatch.setattr(coordcheck.curing, "cure_config", lambda config: result)
+    monkeypatch.setattr(coordcheck.curing, "cure_config", lambda config, target: result)
     monkeypatch.setattr(CoordCheck, "save_pictures", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["coordcheck-cure", "--output", str(tmp_path), "--as", "python"])
     with pytest.raises(SystemExit) as ended:
