@@ -110,3 +110,10 @@ def test_whether_heads_grow_is_told_by_the_number_of_logits(gate, heads, low):
     records = synthetic({("attn[attention_logits]", "activation", 0): power(0.0)}, role="attention_logits")
     records["count"] = [8 * heads(width) for width in records["width"]]
     assert Judgement.from_records(records, gate).slopes["expected_low"].tolist() == [low]
+
+
+@pytest.mark.parametrize(("update", "low"), [("sgd", -0.5), ("adam", 0.0)])
+def test_a_step_of_sgd_is_as_small_as_the_gradient_of_queries_and_keys(update, low):
+    own = expected("mup", "hidden", "effective_update", 2, update=update)
+    assert (own.low, own.high) == (low, 0.0)
+    assert expected("mup", "hidden", "delta", 2, update=update).low == 0.0
