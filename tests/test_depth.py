@@ -8,6 +8,7 @@ from torch import nn
 import coordcheck
 from coordcheck.check import check_config
 from coordcheck.config.load import load
+from coordcheck.records.schema import RECORD_COLUMNS
 from coordcheck.report.markdown import check_markdown
 
 SMALL = ["axis=depth", "base_width=32", "widths=[32,64,128]", "model.head_size=16", "depths=[2,4,8]", "data=zipf"]
@@ -148,21 +149,7 @@ def judged_by_hand(gate, slopes):
                 for kind, step in (("activation", 0), ("activation", 1), ("delta", 1), ("effective_update", 1)):
                     size = depth ** slopes.get((module, kind), 0.0) * (1 + 0.001 * seed)
                     rows.append(("depth", depth, seed, step, module, order, "hidden", kind, size, size, size, 0, 64))
-    names = [
-        "axis",
-        "width",
-        "seed",
-        "step",
-        "module",
-        "order",
-        "role",
-        "kind",
-        "l1",
-        "rms",
-        "max",
-        "nonfinite",
-        "count",
-    ]
+    names = ["axis", *RECORD_COLUMNS]
     return coordcheck.CoordCheck.from_records(pd.DataFrame(rows, columns=names), gate)
 
 

@@ -151,9 +151,8 @@ def _mup(role: str, kind: str, step: int, readout: str | None, heads_grow: bool,
     if role == "projection" and kind != "effective_update":
         # like a readout's output, or kept at size 1: either will do for what reads it
         return Expectation(-0.5, 0.0, f"{TPV}, appendix J: a finite output, of width terms that training correlates")
-    if role == "hidden" and kind == "effective_update" and update == "sgd":
-        # a step of SGD is as small as its gradient. That of queries and keys starts at width^-3/2 where heads grow; of
-        # heads of one size keys' updates fall like width^-0.15 to -0.32 over widths 64 to 512 in a correct GPT
+    if role == "hidden" and kind == "effective_update" and update == "sgd" and heads_grow:
+        # a step of SGD is as small as its gradient, and that of queries and keys starts at width^-3/2 where heads grow
         return Expectation(-0.5, 0.0, f"{TPV}, appendix J.2, and as gradients of queries and keys: q·k / head size")
     # a layer's update is made of its inputs, so width aligned terms meet a learning rate or a multiplier of 1/width
     return Expectation(0.0, 0.0, f"{TPV}, appendix J.2: every entry and every change of an entry is O(1)")

@@ -112,8 +112,10 @@ def test_whether_heads_grow_is_told_by_the_number_of_logits(gate, heads, low):
     assert Judgement.from_records(records, gate).slopes["expected_low"].tolist() == [low]
 
 
-@pytest.mark.parametrize(("update", "low"), [("sgd", -0.5), ("adam", 0.0)])
-def test_a_step_of_sgd_is_as_small_as_the_gradient_of_queries_and_keys(update, low):
-    own = expected("mup", "hidden", "effective_update", 2, update=update)
+@pytest.mark.parametrize(
+    ("update", "heads_grow", "low"), [("sgd", True, -0.5), ("sgd", False, 0.0), ("adam", True, 0.0)]
+)
+def test_a_step_of_sgd_is_as_small_as_the_gradient_of_queries_and_keys(update, heads_grow, low):
+    own = expected("mup", "hidden", "effective_update", 2, update=update, heads_grow=heads_grow)
     assert (own.low, own.high) == (low, 0.0)
-    assert expected("mup", "hidden", "delta", 2, update=update).low == 0.0
+    assert expected("mup", "hidden", "delta", 2, update=update, heads_grow=heads_grow).low == 0.0
